@@ -70,6 +70,7 @@ create table outbox.operations (
     endpoint_id   uuid,
     parameters    jsonb not null default '{}',
     affected      bigint not null default 0,
+    state         text not null default 'done' check (state in ('running', 'done', 'canceled')),
     reason        text,
     requested_by  text not null default session_user,
     created_at    timestamptz not null default clock_timestamp()
@@ -84,6 +85,7 @@ comment on column outbox.operations.event_id is 'The event, when only one is tou
 comment on column outbox.operations.endpoint_id is 'The endpoint, when only one is touched.';
 comment on column outbox.operations.parameters is 'What else was asked for.';
 comment on column outbox.operations.affected is 'Deliveries touched.';
+comment on column outbox.operations.state is 'running while workers carry it on in slices.';
 comment on column outbox.operations.reason is 'Why, in the words of who asked (set outbox.reason).';
 comment on column outbox.operations.requested_by is 'Login role.';
 comment on column outbox.operations.created_at is 'When.';

@@ -1,0 +1,158 @@
+-- Publish: an event in the caller's transaction, by function, INSERT or COPY; and one skinny row for the fan-out.
+
+create or replace function outbox.ring() returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- Only sleepers are woken: a worker about to wait holds this lock exclusively. NOTIFY takes a lock of the
+    -- whole cluster at commit, so a busy system must not send one.
+    if not pg_try_advisory_xact_lock_shared(1869968482, 2) then
+        perform pg_notify('outbox_wake', '');
+    end if;
+end
+$$;
+comment on function outbox.ring() is 'Wakes a sleeping worker when this transaction commits; does nothing while all are busy.';
+
+create or replace function outbox.accept_event() returns trigger
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+declare
+    max_bytes integer;
+    max_delay interval;
+    known boolean;
+begin
+    select s.max_payload_bytes, s.max_delay, exists (select from outbox.event_types t where t.name = new.event_type)
+    into max_bytes, max_delay, known
+    from outbox.settings s;
+    if not known then
+        raise exception 'cannot publish: the event type % is not in the catalogue', quote_nullable(new.event_type)
+            using errcode = 'OB001', hint = 'See outbox.event_types; add an own one with outbox.register_event_type(name, description).';
+    end if;
+    if jsonb_typeof(new.payload) is distinct from 'object' then
+        raise exception 'cannot publish %: the payload is %, not a JSON object', new.event_type, coalesce(jsonb_typeof(new.payload), 'null')
+            using errcode = 'OB002', hint = 'Wrap the value: {"items": […]}.';
+    end if;
+    -- The text is counted, not the stored value: 901 bytes of 1e131071 become 13 MB.
+    if octet_length(new.payload::text) > max_bytes then
+        raise exception 'cannot publish %: the payload has % bytes, the limit is %', new.event_type, octet_length(new.payload::text), max_bytes
+            using errcode = 'OB003', hint = 'Send a link to the large part, or raise outbox.settings.max_payload_bytes.';
+    end if;
+    if new.deliver_at > clock_timestamp() + max_delay then
+        raise exception 'cannot publish %: deliver_at % lies more than % ahead', new.event_type, new.deliver_at, max_delay
+            using errcode = 'OB011', hint = 'Publish it nearer to its time, or raise outbox.settings.max_delay.';
+    end if;
+    insert into outbox.fan_out_queue (bucket, priority, event_id, workspace_id, ordering_key)
+    values ((hashtext(new.workspace_id) & 255)::smallint, new.priority, new.event_id, new.workspace_id, new.ordering_key);
+    if not pg_try_advisory_xact_lock_shared(1869968482, 2) then  -- as outbox.ring(), without the call
+        perform pg_notify('outbox_wake', '');
+    end if;
+    return new;
+end
+$$;
+comment on function outbox.accept_event() is
+    'Row trigger of outbox.events: refuses what cannot be delivered, queues the rest for the fan-out, wakes a sleeping worker.';
+create or replace trigger accept_event before insert on outbox.events
+    for each row execute function outbox.accept_event();
+
+create or replace function outbox.keep_event() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception 'cannot change event %: events are immutable', old.event_id
+        using errcode = 'OB008', hint = 'Publish another event that says what changed; outbox.cancel(event_id) stops this one.';
+end
+$$;
+comment on function outbox.keep_event() is 'Row trigger of outbox.events: events are facts.';
+create or replace trigger keep_event before update on outbox.events
+    for each row execute function outbox.keep_event();
+
+create or replace function outbox.publish(
+    workspace_id text, event_type text, payload jsonb, idempotency_key text default null, ordering_key text default null,
+    priority smallint default 1, deliver_at timestamptz default null, traceparent text default null)
+returns uuid
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    new_id uuid := outbox.uuid7();
+    content bytea;
+    earlier outbox.idempotency_keys;
+begin
+    if idempotency_key is not null then
+        content := sha256(convert_to(event_type || E'\n' || payload::text, 'UTF8'));
+        insert into outbox.idempotency_keys as k (workspace_id, idempotency_key, event_id, fingerprint)
+        values (workspace_id, idempotency_key, new_id, content)
+        on conflict on constraint idempotency_keys_pkey do nothing;
+        if not found then
+            select k.* into strict earlier from outbox.idempotency_keys k
+            where k.workspace_id = workspace_id and k.idempotency_key = idempotency_key;
+            if earlier.fingerprint is distinct from content then
+                raise exception 'cannot publish %: the idempotency key % stands for event % with another type or payload',
+                    event_type, quote_literal(idempotency_key), earlier.event_id
+                    using errcode = 'OB004', hint = 'Use one key for one event; keys are forgotten after outbox.settings.idempotency_retention.';
+            end if;
+            return earlier.event_id;
+        end if;
+    end if;
+    insert into outbox.events (event_id, workspace_id, event_type, payload, ordering_key, priority, deliver_at, traceparent)
+    values (new_id, workspace_id, event_type, payload, ordering_key, coalesce(priority, 1::smallint), deliver_at, traceparent);
+    return new_id;
+end
+$$;
+comment on function outbox.publish(text, text, jsonb, text, text, smallint, timestamptz, text) is
+    'Records an event in the caller''s transaction and returns its id. The same idempotency key and content return the first id and store nothing.';
+
+create or replace function outbox.publish_many(
+    workspace_id text, event_type text, payloads jsonb[], priority smallint default 2) returns setof uuid
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+    one jsonb;
+    new_id uuid;
+begin
+    foreach one in array coalesce(payloads, '{}') loop
+        new_id := outbox.uuid7();
+        insert into outbox.events (event_id, workspace_id, event_type, payload, priority)
+        values (new_id, workspace_id, event_type, one, coalesce(priority, 2::smallint));
+        return next new_id;
+    end loop;
+end
+$$;
+comment on function outbox.publish_many(text, text, jsonb[], smallint) is
+    'Records many events of one type in the caller''s transaction; returns their ids in the order of the payloads.';
+
+create or replace function outbox.send_test_event(endpoint_id uuid) returns uuid
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+declare
+    known outbox.endpoints := outbox.endpoint_of(send_test_event.endpoint_id);
+    new_id uuid := outbox.uuid7();
+begin
+    insert into outbox.events (event_id, workspace_id, event_type, payload, priority)
+    values (new_id, known.workspace_id, 'endpoint.test',
+            jsonb_build_object('endpoint_id', known.endpoint_id, 'message', 'This is a test event.'), 0::smallint);
+    delete from outbox.fan_out_queue q  -- it goes to this endpoint and no other
+    where q.seq = currval(pg_get_serial_sequence('outbox.fan_out_queue', 'seq'));
+    insert into outbox.open_deliveries (event_id, endpoint_id, workspace_id, priority, next_attempt_at)
+    values (new_id, known.endpoint_id, known.workspace_id, 0::smallint, clock_timestamp());
+    perform pg_notify('outbox_wake', 'shards:' || known.shard);
+    return new_id;
+end
+$$;
+comment on function outbox.send_test_event(uuid) is
+    'Publishes endpoint.test for this one endpoint, whatever it subscribes to, and returns the event id.';
+
+create or replace function outbox.event_body(
+    event_id uuid, event_type text, created_at timestamptz, workspace_id text, payload jsonb) returns bytea
+language sql stable parallel safe
+as $$
+    select convert_to(
+        '{"id": "' || event_id::text
+        || '", "type": ' || to_json(event_type)::text
+        || ', "timestamp": "' || to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        || '", "workspace_id": ' || to_json(workspace_id)::text
+        || ', "data": ' || payload::text || '}', 'UTF8')
+$$;
+comment on function outbox.event_body(uuid, text, timestamptz, text, jsonb) is
+    'The request''s body, byte for byte, at every attempt and replay: the payload as PostgreSQL prints it (jsonb orders keys).';

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MARK = "cluster_name=outbox-worker-local"  # in the command line of every server that is started here
 _NO_PROCESS = 2**31 - 1  # above every kernel's limit
+_POSTGRES = {"postgres", "postmaster"}
 _SECONDS = 60  # a start (with its crash recovery), and a stop
 
 
@@ -45,15 +46,13 @@ class LocalServer:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._account = server_account()
-        self.folder = reachable(folder.absolute(), self._account, say)
+        self.folder = reachable(folder.resolve(), self._account, say)
         self._data = self.folder / "data"
         self._bin_dir = bin_dir
         self._options = dict(options or {})
         self._say = say
         self._programs: Programs | None = None
-        self._place: int | None = (
-            None  # our shared lock on users.lock: while we hold it, nobody else stops the server
-        )
+        self._place: int | None = None  # our shared lock on users.lock: while held, nobody stops the server
         self._password = ""
         self.port = 0
         self.version = ""
@@ -74,19 +73,15 @@ class LocalServer:
             if not self._data.exists():
                 self._initdb()
             self._check_major()
-            place = self._open_lock("users.lock")
-            try:
-                fcntl.flock(place, fcntl.LOCK_SH)
-                if self._running() and self._pid_file()[7:] == ["ready   "]:
-                    self._say(f"PostgreSQL runs in {self.folder} already: using it")
-                else:
-                    self._launch()
-                self.port = int(self._pid_file()[3])
-                self._write_pgpass()
-            except BaseException:
-                os.close(place)
-                raise
-            self._place = place
+            if self._running() and self._pid_file()[7:] == ["ready   "]:
+                self._say(f"PostgreSQL runs in {self.folder} already: using it")
+            else:
+                self._launch()
+            self.port = int(self._pid_file()[3])
+            self._write_pgpass()
+            if self._place is None:
+                self._place = self._open_lock("users.lock")
+                fcntl.flock(self._place, fcntl.LOCK_SH)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Leave; stop the server if nobody else uses the folder and it was started by this module."""
@@ -142,7 +137,7 @@ class LocalServer:
         found = file.read_text().strip() if file.exists() else "unknown"
         if found != self.version.partition(".")[0]:
             raise DatabaseUnavailable(
-                f"Tried to start PostgreSQL {self.version} in {self.folder}: its data are of version {found}. "
+                f"Tried to start PostgreSQL {self.version} in {self.folder}: the data are {found}'s. "
                 "Use that version's programs, or another folder."
             )
 
@@ -153,16 +148,13 @@ class LocalServer:
         log = self.folder / "server.log"
         with suppress(FileNotFoundError):
             log.replace(log.with_suffix(".log.1"))
-        _write_private(log, "")
         deadline = monotonic() + _SECONDS
         while True:
-            fixed = [
-                f"port={_free_port(self.port)}",
-                "listen_addresses=127.0.0.1",
-                "unix_socket_directories=",
-            ]
-            settings = [f"{name}={value}" for name, value in self._options.items()] + fixed + [_MARK]
+            fixed = ["listen_addresses=127.0.0.1", "unix_socket_directories=", _MARK]
+            settings = [f"{name}={value}" for name, value in self._options.items()] + fixed
+            settings.append(f"port={_free_port(self.port)}")
             words = shlex.join(word for setting in settings for word in ("-c", setting))
+            _write_private(log, "")
             try:
                 with log.open("ab") as file:
                     code, _ = self._pg_ctl("start", "-o", words, output=file)
@@ -172,7 +164,7 @@ class LocalServer:
             if code == 0:
                 return
             said = log.read_text(errors="replace")[-800:].strip()
-            # another program took the port; or backends of a killed server have yet to notice that it is gone
+            # another program took the port; or a killed server's backends have yet to notice that it is gone
             if not ("could not bind" in said or "shared memory block" in said) or monotonic() > deadline:
                 self._stop_ours("immediate")
                 raise DatabaseUnavailable(
@@ -181,8 +173,7 @@ class LocalServer:
                 )
 
     def _stop_ours(self, mode: str) -> None:
-        pid = self._running()
-        if pid and _MARK in _command(pid):
+        if (pid := self._running()) and _MARK in _command(pid):
             code, said = self._pg_ctl("stop", "-m", mode)
             if code and self._running():
                 raise DatabaseUnavailable(
@@ -193,9 +184,9 @@ class LocalServer:
         """Take a dead server's process id out of postmaster.pid, where another program has that id by now.
 
         PostgreSQL would refuse to start (a restarted container counts from 1 again). The other lines stay:
-        with them it finds backends of the dead server that still write.
+        with them it finds backends of the dead server that still write. A live PostgreSQL is never disowned.
         """
-        if (lines := self._pid_file()) and not self._running():
+        if (lines := self._pid_file()) and Path(self._process()[1][0]).name not in _POSTGRES:
             (self._data / "postmaster.pid").write_text("\n".join([str(_NO_PROCESS), *lines[1:]]) + "\n")
 
     def _pg_ctl(self, action: str, *words: str, output: IO[bytes] | int = PIPE) -> tuple[int, str]:
@@ -210,11 +201,16 @@ class LocalServer:
         except FileNotFoundError:
             return []
 
-    def _running(self) -> int | None:
-        """Give the process that serves the data, if there is one."""
+    def _process(self) -> tuple[int, list[str]]:
+        """Give the process that postmaster.pid names, and its command line if it lives."""
         lines = self._pid_file()
         pid = int(lines[0]) if lines and lines[0].isdigit() else _NO_PROCESS
-        return pid if Path(_command(pid)[0]).name in {"postgres", "postmaster"} else None
+        return pid, _command(pid)
+
+    def _running(self) -> int | None:
+        """Give the process that serves the data, if there is one. Its id alone says nothing: ids return."""
+        pid, command = self._process()
+        return pid if Path(command[0]).name in _POSTGRES and str(self._data) in command else None
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:

@@ -102,13 +102,14 @@ def reachable(folder: Path, account: Account, say: Callable[[str], None]) -> Pat
     named = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     instead = Path("/var/tmp") / f"outbox-worker-{named}"  # noqa: S108  (its owner is checked below)
     with suppress(FileExistsError):
-        instead.mkdir(mode=0o711)
+        instead.mkdir()
     found = instead.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ConfigError(
             f"Tried to keep PostgreSQL's data in {instead}, since {account.name} cannot reach {folder}: "
             "somebody else made it or may change it. Remove it, or name another folder."
         )
+    instead.chmod(0o711)  # whatever our umask made of it
     say(f"{folder} is out of reach of {account.name}: PostgreSQL's data are in {instead}")
     return instead
 

@@ -1,0 +1,1 @@
+"""What tests are made of: receivers that misbehave on purpose, and the one place that waits."""

@@ -43,6 +43,7 @@ class Exchange:
     """What a behaviour sees. It returns True if the connection is kept for another request."""
 
     request: ReceivedRequest
+    reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
     async def write(self, *parts: bytes) -> None:
@@ -96,11 +97,11 @@ def reset(after: bytes = b""):
 
 
 def stall(after: bytes = b""):
-    """These bytes, then nothing for ever."""
+    """These bytes, then nothing until the other side hangs up."""
 
     async def behave(exchange: Exchange) -> None:
         await exchange.write(after)
-        await asyncio.get_running_loop().create_future()
+        await exchange.reader.read()
 
     return behave
 
@@ -214,7 +215,7 @@ class Receiver:
             if not self.greets:
                 await asyncio.get_running_loop().create_future()
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                while await self._answer(await _read(reader, number), writer):
+                while await self._answer(await _read(reader, number), reader, writer):
                     pass
         finally:
             self.open_connections -= 1
@@ -223,11 +224,13 @@ class Receiver:
                 await writer.wait_closed()
             self._writers.discard(writer)
 
-    async def _answer(self, request: ReceivedRequest, writer: asyncio.StreamWriter) -> bool | None:
+    async def _answer(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool | None:
         self.requests.append(request)
         script = self._scripts.get(request.path) or self._scripts.get(None) or [status()]
         behaviour = script.pop(0) if len(script) > 1 else script[0]
-        return await behaviour(Exchange(request, writer))
+        return await behaviour(Exchange(request, reader, writer))
 
 
 async def _read(reader: asyncio.StreamReader, number: int) -> ReceivedRequest:

@@ -15,7 +15,7 @@ import os
 import secrets
 import tempfile
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pytest_postgresql.janitor import DatabaseJanitor
 
+from outbox_worker.errors import OutboxError
 from outbox_worker.migrate import migrate
 from outbox_worker.server import LocalServer, local_server
 
@@ -217,3 +218,30 @@ def no_task_left(request) -> None:
     """Only for tests with an event loop: the others would each pay for one."""
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
         request.getfixturevalue("all_tasks_ended")
+
+
+@pytest.fixture
+def server_folder() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can pass through; pytest's own are closed to it."""
+    with tempfile.TemporaryDirectory(prefix="outbox-server-") as made:
+        Path(made).chmod(0o711)
+        yield Path(made) / "pg"
+
+
+@pytest.fixture
+def make_server(server_folder, pg_bin) -> Iterator[Callable[..., LocalServer]]:
+    """Make a LocalServer, in `server_folder` unless told; whatever the test leaves running is ended."""
+    made = []
+
+    def make(folder: Path = server_folder, **how) -> LocalServer:
+        how = {"bin_dir": pg_bin, "options": {"fsync": "off", "shared_buffers": "16MB"}, **how}
+        made.append(LocalServer(folder, **how))
+        return made[-1]
+
+    yield make
+    for server in made:
+        with suppress(OutboxError):
+            server.stop("immediate")
+    for server in made:
+        with suppress(OutboxError):
+            server.discard()

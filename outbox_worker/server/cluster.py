@@ -116,14 +116,10 @@ class LocalServer:
         _write_private(password, self._password)
         for path in (new, password):
             self._account.give(path)
-        words = ["-D", str(new), "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={password}"]
-        words += [
-            "-E",
-            "UTF8",
-            "--no-locale",
-            *(["--no-sync"] if self._options.get("fsync") == "off" else []),
-        ]
-        code, said = programs.run("initdb", *words)
+        words = ["-U", "postgres", "-A", "scram-sha-256", "-E", "UTF8", "--no-locale"]
+        if self._options.get("fsync") == "off":
+            words.append("--no-sync")
+        code, said = programs.run("initdb", "-D", str(new), f"--pwfile={password}", *words)
         password.unlink()
         if code:
             raise DatabaseUnavailable(

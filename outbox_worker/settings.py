@@ -59,7 +59,6 @@ class Settings(BaseSettings):
     )
     ca_file: Path | None = Field(None, description="Additional certificate authorities for endpoints, PEM.")
     drain_seconds: float = Field(20, ge=0, le=600, description="Longest wait for requests in flight after SIGTERM.")
-    metrics_port: int | None = Field(None, ge=1, le=65_535, description="Port on 127.0.0.1 for health and metrics; none by default.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged.")
 
     @model_validator(mode="after")

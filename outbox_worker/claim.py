@@ -1,0 +1,63 @@
+"""Claim: lease due deliveries for the endpoints that have room, round and round.
+
+Reads: open deliveries that are due. Writes: leases (sql/queries/claim.sql, claim_ordered.sql).
+Guarantee: the lease is committed before the first byte goes out; an endpoint is asked for no more than it has room
+for; every endpoint with due work and room gets its turn in each round.
+If it dies: leases without a request expire and are recorded as lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from functools import partial
+from uuid import UUID
+
+from outbox_worker.flights import Flights
+from outbox_worker.limits import Lanes
+from outbox_worker.store import Leased, Store, while_database_returns
+
+
+async def claim_loop(store: Store, flights: Flights, lanes: Lanes, poll_seconds: float, stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        if await claim_once(store, flights, lanes) == 0:
+            await room_or_timer(flights, lanes, poll_seconds)
+
+
+async def room_or_timer(flights: Flights, lanes: Lanes, poll_seconds: float) -> None:
+    flights.room_changed.clear()
+    wait = min(poll_seconds, max(lanes.next_timer() - time.monotonic(), 0.001))
+    try:
+        async with asyncio.timeout(wait):
+            await flights.room_changed.wait()
+    except TimeoutError:
+        return
+
+
+async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
+    """One round; returns how many deliveries were claimed."""
+    asks = lanes.plan(time.monotonic(), flights.free)
+    if not asks:
+        return 0
+    sent = time.monotonic()
+    leases = await while_database_returns(partial(store.claim, asks))
+    got = counted(leases)
+    keyed = [(lane, room - got[lane.endpoint_id]) for lane, room in asks if lane.keyed and room > got[lane.endpoint_id]]
+    for leased in leases:
+        marks = lanes.lane(leased.delivery.endpoint_id).marks
+        priority = leased.delivery.priority
+        marks[priority] = max(marks[priority], leased.next_attempt_at)
+    flights.start(leases, sent)
+    if keyed:
+        sent = time.monotonic()
+        ordered = await while_database_returns(partial(store.claim_ordered, keyed))
+        flights.start(ordered, sent)
+        got += counted(ordered)
+    for lane, asked in asks:
+        lanes.claimed(lane, asked, got[lane.endpoint_id], sent)
+    return got.total()
+
+
+def counted(leases: list[Leased]) -> Counter[UUID]:
+    return Counter(leased.delivery.endpoint_id for leased in leases)

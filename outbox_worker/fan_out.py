@@ -1,0 +1,160 @@
+"""Fan out: events become deliveries, once each; what this worker has room for starts at once.
+
+Reads: fan_out_queue, events, endpoints. Writes: open deliveries (sql/queries/fan_out.sql).
+Guarantee: an event is fanned out exactly once per matching endpoint; workspaces take turns when more waits than one
+batch holds; a filter that runs too long is found and set aside, it stops nobody else's events.
+If it dies: the statement rolls back and the events wait for the next worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from functools import partial
+
+import psycopg
+
+from outbox_worker import telemetry
+from outbox_worker.flights import Flights
+from outbox_worker.limits import START_LIMIT, Lanes
+from outbox_worker.store import FanOutAsk, FannedOut, Room, Store, while_database_returns
+from outbox_worker.wakeup import WakeUp, WakeUps
+
+BATCH = 400
+BUCKETS = 256
+UNLIMITED = 10_000
+"""What the statement says of an endpoint whose row names no limit."""
+PRIORITIES = 3
+WINDOW = 32
+"""Buckets that one fair round looks into beside those known to be full; urgent events are looked for in all."""
+DOORBELL_PAUSE = 0.02
+"""Wait when a publisher is under way that will not ring, seconds."""
+
+
+class Reader:
+    """How far the queue was read: marks above which nothing is dead, and who is known to wait."""
+
+    def __init__(self) -> None:
+        self.mark = 0
+        self.marks: dict[tuple[int, int], int] = {}
+        self.full: set[tuple[int, int]] = set()
+        self.fair = False
+        self.window = random.randrange(BUCKETS)  # noqa: S311  (workers start at different places, guards nothing)
+        self.swept_at = 0.0
+        self.sweep_pause = 0.25
+        self.windows_left = 0
+
+    def ask(self, now: float) -> FanOutAsk:
+        """What to take next. From time to time from the start: sequences commit out of order."""
+        if now - self.swept_at >= self.sweep_pause:
+            self.mark = 0
+            self.marks.clear()
+            self.swept_at = now
+        if not self.fair:
+            return FanOutAsk(fair=False, mark=self.mark, batch=BATCH)
+        places = {(0, bucket) for bucket in range(BUCKETS)} | self.full
+        places |= {(p, (self.window + i) % BUCKETS) for p in range(1, PRIORITIES) for i in range(WINDOW)}
+        self.window = (self.window + WINDOW) % BUCKETS
+        quota = max(8, BATCH // max(1, len(self.full)))
+        shares = [(p, b, self.marks.get((p, b), 0), quota if p < PRIORITIES - 1 else max(4, quota // 2)) for p, b in sorted(places)]
+        return FanOutAsk(fair=True, mark=0, batch=BATCH, shares=shares)
+
+    def learn(self, ask: FanOutAsk, result: FannedOut, seconds: float) -> None:
+        """Move the marks; turn to fair rounds while more waits than one batch holds."""
+        if not ask.fair:
+            self.mark = max([self.mark, *(seq for seq, _, _ in result.taken)])
+            if ask.mark == 0:
+                self.sweep_pause = max(0.25, 20 * seconds)
+            if len(result.taken) >= BATCH:
+                self.fair = True
+                self.windows_left = BUCKETS // WINDOW
+            return
+        counts: dict[tuple[int, int], int] = {}
+        for seq, bucket, priority in result.taken:
+            place = (priority, bucket)
+            counts[place] = counts.get(place, 0) + 1
+            self.marks[place] = max(self.marks.get(place, 0), seq)
+        for priority, bucket, _, quota in ask.shares:
+            if counts.get((priority, bucket), 0) >= quota:
+                self.full.add((priority, bucket))
+            else:
+                self.full.discard((priority, bucket))
+        self.windows_left = BUCKETS // WINDOW if result.taken else self.windows_left - 1
+        if self.windows_left <= 0:
+            self.fair = False
+            self.mark = 0
+
+
+async def fan_out_loop(
+    store: Store,
+    flights: Flights,
+    lanes: Lanes,
+    shards: set[int],
+    wakeups: WakeUps,
+    wanted: asyncio.Queue[WakeUp],
+    poll_seconds: float,
+    stopping: asyncio.Event,
+) -> None:
+    """Fan out while there is work; then ask publishers to ring, look once more, and sleep."""
+    reader = Reader()
+    while not stopping.is_set():
+        count = await fan_out_once(store, flights, lanes, shards, reader)
+        if count:
+            await while_database_returns(wakeups.disarm)
+            pass_on(await while_database_returns(wakeups.seen), wanted)
+            continue
+        armed = await while_database_returns(wakeups.arm)
+        if armed and await fan_out_once(store, flights, lanes, shards, reader):
+            continue
+        jitter = 0.75 + random.random() / 2  # noqa: S311  (spreads polls, guards nothing)
+        pause = poll_seconds * jitter if armed or type(wakeups) is WakeUps else DOORBELL_PAUSE
+        pass_on(await while_database_returns(partial(wakeups.wait, pause)), wanted)
+
+
+def pass_on(wakeup: WakeUp, wanted: asyncio.Queue[WakeUp]) -> None:
+    if (wakeup.shards or wakeup.balance) and not wanted.full():
+        wanted.put_nowait(wakeup)
+
+
+async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader) -> int:
+    """One batch; returns the number of events taken."""
+    sent = time.monotonic()
+    ask = reader.ask(sent)
+    room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), max(flights.free, 0))
+    try:
+        result = await while_database_returns(partial(store.fan_out, ask, room, ()))
+    except psycopg.errors.QueryCanceled:
+        await set_slow_filters_aside(store)
+        return 1
+    now = time.monotonic()
+    reader.learn(ask, result, now - sent)
+    if not result.taken:
+        return 0
+    for endpoint_id, (shard, cap) in result.endpoints.items():
+        if shard in shards:
+            lane = lanes.lane(endpoint_id)
+            lane.shard = shard
+            lane.max_in_flight = min(cap, lanes.endpoint_limit) if cap == UNLIMITED else cap
+    flights.start(result.handed_over, sent)
+    others: set[int] = set()
+    for endpoint_id, shard, due in result.waiting:
+        if shard in shards:
+            lanes.work_is_due(endpoint_id, now + (due - result.found_at).total_seconds())
+        else:
+            others.add(shard)
+    if others:
+        await while_database_returns(partial(store.notify, "shards:" + ",".join(map(str, sorted(others)))))
+    if result.waiting:
+        flights.room_changed.set()
+    telemetry.event_fanned_out(len(result.taken), len(result.handed_over) + len(result.waiting), len(result.handed_over))
+    return len(result.taken)
+
+
+async def set_slow_filters_aside(store: Store) -> None:
+    """A batch ran into the deadline: find whose filter it was, by halves, and let it match nothing."""
+    for endpoint_id in await while_database_returns(partial(store.slow_filters, BATCH)):
+        await while_database_returns(
+            partial(store.call, "quarantine_filter", endpoint_id, "the filter ran past its deadline and matches nothing until it is changed")
+        )
+        telemetry.filter_quarantined(endpoint_id)

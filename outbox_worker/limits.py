@@ -1,0 +1,274 @@
+"""Limits: who may have how many requests, decided in memory by the one worker that owns the endpoint's shard.
+
+Reads: outcomes and due times that the loops report. Writes: nothing; every time is an argument (monotonic seconds).
+Guarantee: an endpoint never has more in flight than its limit; all suspects together hold at most their share of the
+slots; a closed circuit, free slots and due work mean a place in the next round.
+If it dies: nothing is lost; a new worker starts small again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+START_LIMIT = 8.0
+"""Requests at once to an endpoint that we know nothing about."""
+TRIP_AFTER = 5
+"""Consecutive timeouts or connection failures that open the circuit."""
+PROBE_SECONDS = 5.0
+PROBE_SECONDS_MOST = 60.0
+"""First and longest wait before the next probe of an open circuit; doubles in between."""
+LATENCY_BUCKETS = 17
+"""Counts of durations up to 1, 2, 4 … 32768 ms, and longer."""
+NEVER = float("inf")
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Lane:
+    """What one worker knows of one endpoint."""
+
+    endpoint_id: UUID
+    workspace_id: str = ""
+    host: str = ""
+    shard: int = -1
+    max_in_flight: int = 128
+    max_per_second: float | None = None
+    in_flight: int = 0
+    limit: float = START_LIMIT
+    failures: int = 0  # consecutive timeouts and connection failures
+    open_until: float = 0.0  # next probe; 0 while the circuit is closed
+    probe_seconds: float = PROBE_SECONDS
+    tokens: float = 1.0
+    refilled_at: float = 0.0
+    due_at: float = NEVER  # earliest known work
+    keyed: bool = False  # has deliveries with an ordering key
+    marks: list[datetime] = field(default_factory=lambda: [BEGINNING] * 3)  # how far each priority was read
+    attempts: int = 0
+    successes: int = 0
+    timeouts: int = 0
+    latency_counts: list[int] = field(default_factory=lambda: [0] * LATENCY_BUCKETS)
+    changed: bool = False  # circuit opened or closed since the last report
+
+    @property
+    def suspect(self) -> bool:
+        return self.failures > 0
+
+    @property
+    def circuit(self) -> str:
+        if self.open_until:
+            return "open"
+        return "half_open" if self.failures >= TRIP_AFTER else "closed"
+
+    def room(self, now: float) -> int:
+        """How many more requests may start now."""
+        if self.open_until > now:
+            return 0
+        if self.failures >= TRIP_AFTER:  # a probe, one at a time
+            return 1 if self.in_flight == 0 else 0
+        room = min(int(self.limit), self.max_in_flight) - self.in_flight
+        if self.max_per_second is not None:
+            self.refill(now)
+            room = min(room, int(self.tokens))
+        return max(room, 0)
+
+    def refill(self, now: float) -> None:
+        if self.max_per_second is not None:
+            burst = max(1.0, self.max_per_second)
+            self.tokens = min(burst, self.tokens + (now - self.refilled_at) * self.max_per_second)
+            self.refilled_at = now
+
+    def waits_for(self, now: float) -> str | None:
+        """Why due work does not start; null when nothing is due or it may."""
+        if self.due_at > now or self.room(now) > 0:
+            return None
+        if self.failures >= TRIP_AFTER:
+            return "circuit"
+        return "slots" if self.in_flight >= min(int(self.limit), self.max_in_flight) else "rate"
+
+    def read_from_start(self) -> None:
+        """Work came in behind the low-water marks: look again from the start."""
+        self.marks = [BEGINNING] * 3
+
+    def retry_at(self, now: float) -> float:
+        """When room may appear without an answer arriving first."""
+        if self.open_until > now:
+            return self.open_until
+        if self.max_per_second is not None and self.tokens < 1:
+            return now + (1 - self.tokens) / self.max_per_second
+        return NEVER
+
+
+class Lanes:
+    """All lanes of this worker: a ring of those with due work, a heap of those that wait for a moment."""
+
+    def __init__(self, *, slots: int, endpoint_limit: int, host_limit: int, suspect_share: float) -> None:
+        self.slots = slots
+        self.endpoint_limit = endpoint_limit
+        self.host_limit = host_limit
+        self.suspect_slots = max(1, int(slots * suspect_share))
+        self.lanes: dict[UUID, Lane] = {}
+        self.ready: OrderedDict[UUID, None] = OrderedDict()
+        self.timers: list[tuple[float, UUID]] = []
+        self.in_flight = 0
+        self.suspects_in_flight = 0
+        self.hosts: dict[str, int] = {}
+
+    def lane(self, endpoint_id: UUID) -> Lane:
+        found = self.lanes.get(endpoint_id)
+        if found is None:
+            found = self.lanes[endpoint_id] = Lane(endpoint_id, max_in_flight=self.endpoint_limit)
+        return found
+
+    def configure(self, endpoint_id: UUID, max_in_flight: int | None, max_per_second: float | None) -> Lane:
+        lane = self.lane(endpoint_id)
+        lane.max_in_flight = min(max_in_flight or self.endpoint_limit, max(self.endpoint_limit, max_in_flight or 0))
+        lane.max_per_second = max_per_second
+        return lane
+
+    def work_is_due(self, endpoint_id: UUID, at: float) -> None:
+        """There is work for this endpoint at a moment (or since)."""
+        lane = self.lane(endpoint_id)
+        if at < lane.due_at:
+            lane.due_at = at
+            heapq.heappush(self.timers, (at, endpoint_id))
+
+    def next_timer(self) -> float:
+        return self.timers[0][0] if self.timers else NEVER
+
+    def plan(self, now: float, free: int, most_endpoints: int = 128) -> list[tuple[Lane, int]]:
+        """Whose turn it is and how many each may start: round the ready endpoints, one share each."""
+        while self.timers and self.timers[0][0] <= now:
+            _, endpoint_id = heapq.heappop(self.timers)
+            lane = self.lanes.get(endpoint_id)
+            if lane is not None and lane.due_at <= now:
+                self.ready[endpoint_id] = None
+        asks: list[tuple[Lane, int]] = []
+        share = max(1, free // max(1, min(len(self.ready), most_endpoints)))
+        suspect_room = self.suspect_slots - self.suspects_in_flight
+        for endpoint_id in list(self.ready):
+            if free <= 0 or len(asks) >= most_endpoints:
+                break
+            lane = self.lanes[endpoint_id]
+            room = min(lane.room(now), share, free, self.host_limit - self.hosts.get(lane.host, 0) if lane.host else share)
+            if lane.suspect:
+                room = min(room, suspect_room)
+            if room <= 0:
+                self.rest(lane, now)
+                continue
+            if lane.suspect:
+                suspect_room -= room
+            free -= room
+            self.ready.move_to_end(endpoint_id)
+            asks.append((lane, room))
+        return asks
+
+    def rest(self, lane: Lane, now: float) -> None:
+        """No room: out of the ring until an answer arrives or a moment comes."""
+        self.ready.pop(lane.endpoint_id, None)
+        retry_at = lane.retry_at(now)
+        if retry_at == NEVER and lane.in_flight == 0:
+            retry_at = now + 0.05  # it waits for others' slots: suspects or the host
+        if retry_at != NEVER:
+            heapq.heappush(self.timers, (retry_at, lane.endpoint_id))
+
+    def claimed(self, lane: Lane, asked: int, got: int, now: float) -> None:
+        """What a claim brought: fewer than asked means that nothing more is due."""
+        if got < asked:
+            lane.due_at = NEVER
+            self.ready.pop(lane.endpoint_id, None)
+        else:
+            lane.due_at = min(lane.due_at, now)
+
+    def handed_over_room(self, now: float) -> dict[UUID, tuple[int, int]]:
+        """Room and requests in flight of each lane that is not untouched: the fan-out hands over no more."""
+        rooms = {}
+        for endpoint_id, lane in self.lanes.items():
+            if lane.due_at <= now or lane.keyed or lane.max_per_second is not None:
+                rooms[endpoint_id] = (0, lane.in_flight)
+            elif lane.suspect:
+                rooms[endpoint_id] = (min(lane.room(now), max(0, self.suspect_slots - self.suspects_in_flight)), lane.in_flight)
+            elif lane.in_flight or lane.limit != START_LIMIT:
+                rooms[endpoint_id] = (lane.room(now), lane.in_flight)
+        return rooms
+
+    def started(self, endpoint_id: UUID, host: str) -> Lane:
+        lane = self.lane(endpoint_id)
+        lane.in_flight += 1
+        self.in_flight += 1
+        if lane.suspect:
+            self.suspects_in_flight += 1
+        if lane.max_per_second is not None:
+            lane.tokens -= 1
+        lane.host = host
+        self.hosts[host] = self.hosts.get(host, 0) + 1
+        return lane
+
+    def ended(self, lane: Lane, host: str, now: float, *, was_suspect: bool) -> None:
+        lane.in_flight -= 1
+        self.in_flight -= 1
+        if was_suspect:
+            self.suspects_in_flight -= 1
+        left = self.hosts[host] - 1
+        if left:
+            self.hosts[host] = left
+        else:
+            del self.hosts[host]
+        if lane.due_at <= now:
+            self.ready.setdefault(lane.endpoint_id)
+
+    def answered(self, lane: Lane, duration_ms: float) -> None:
+        """A 2xx: grow, close the circuit; a recovered endpoint ramps up from one."""
+        self.count(lane, duration_ms)
+        lane.successes += 1
+        if lane.failures >= TRIP_AFTER:
+            lane.changed = True
+            lane.limit = 1.0
+        lane.failures = 0
+        lane.open_until = 0.0
+        lane.probe_seconds = PROBE_SECONDS
+        lane.limit = min(lane.limit + 1, float(lane.max_in_flight))
+
+    def refused(self, lane: Lane, duration_ms: float) -> None:
+        """An answer that is not 2xx: the endpoint is there, but wants less."""
+        self.count(lane, duration_ms)
+        if lane.failures >= TRIP_AFTER:
+            lane.changed = True
+        lane.failures = 0
+        lane.open_until = 0.0
+        lane.limit = max(1.0, lane.limit / 2)
+
+    def unreachable(self, lane: Lane, duration_ms: float, now: float) -> None:
+        """A timeout or connection failure: shrink; after some in a row only probes go out."""
+        self.count(lane, duration_ms)
+        lane.timeouts += 1
+        lane.failures += 1
+        lane.limit = max(1.0, lane.limit / 2)
+        if lane.failures >= TRIP_AFTER:
+            if lane.failures == TRIP_AFTER:
+                lane.changed = True
+                lane.probe_seconds = PROBE_SECONDS
+            else:
+                lane.probe_seconds = min(lane.probe_seconds * 2, PROBE_SECONDS_MOST)
+            lane.open_until = now + lane.probe_seconds
+            heapq.heappush(self.timers, (lane.open_until, lane.endpoint_id))
+
+    @staticmethod
+    def count(lane: Lane, duration_ms: float) -> None:
+        lane.attempts += 1
+        lane.latency_counts[min(max(int(duration_ms) - 1, 0).bit_length(), LATENCY_BUCKETS - 1)] += 1
+
+    def shards_in_flight(self) -> set[int]:
+        return {lane.shard for lane in self.lanes.values() if lane.in_flight}
+
+    def keep_only(self, shards: set[int]) -> None:
+        """Other shards have or get another owner: their endpoints take no more turns here."""
+        for endpoint_id, lane in list(self.lanes.items()):
+            if lane.shard not in shards:
+                lane.due_at = NEVER
+                self.ready.pop(endpoint_id, None)
+                if lane.in_flight == 0:
+                    del self.lanes[endpoint_id]

@@ -1,0 +1,78 @@
+"""Presence: this process's number, its heartbeat, and the shards of endpoints that it owns.
+
+Reads and writes: worker_processes, shards.
+Guarantee: a shard has one owner at a time; a worker whose heartbeat is late stops starting requests before anybody
+else may own its shards, by the monotonic clock.
+If it dies: its presence expires and the others take its shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+from outbox_worker import telemetry
+from outbox_worker.flights import Flights
+from outbox_worker.limits import Lanes
+from outbox_worker.store import Store, while_database_returns
+from outbox_worker.sweep import sweep_once
+
+
+class Presence:
+    def __init__(self, *, name: str, version: str, seconds: float) -> None:
+        self.name = name
+        self.version = version
+        self.seconds = seconds
+        self.until = 0.0  # monotonic
+        self.shards: set[int] = set()  # owned; the same set for every loop
+        self.leaving: set[int] = set()  # fallen to others, to be released when nothing is in flight there
+        self.wanted = asyncio.Event()
+
+    async def renew_once(self, store: Store, lanes: Lanes) -> None:
+        sent = time.monotonic()
+        if store.worker_no == 0 or not await store.renew(lanes.in_flight, self.seconds):
+            if store.worker_no:
+                telemetry.presence_lost(store.worker_no)
+            self.shards.clear()
+            self.leaving.clear()
+            sent = time.monotonic()
+            await store.register(self.name, self.version, lanes.slots, self.seconds)
+            await store.notify("balance")
+        self.until = sent + self.seconds
+
+    async def balance_once(self, store: Store, lanes: Lanes) -> set[int]:
+        """Release what fell to others and is quiet, take what fell to us; returns the shards gained."""
+        released = sorted(self.leaving - lanes.shards_in_flight())
+        rows = await store.balance(released)
+        mine = {shard: heir for shard, owner, heir in rows if owner == store.worker_no}
+        self.leaving = {shard for shard, heir in mine.items() if heir != store.worker_no}
+        keep = set(mine) - self.leaving
+        gained = keep - self.shards
+        if keep != self.shards:
+            telemetry.shards_changed(len(keep))
+            self.shards.clear()
+            self.shards.update(keep)
+            lanes.keep_only(keep)
+        if released:
+            await store.notify("balance")
+        return gained
+
+
+async def presence_loop(store: Store, presence: Presence, flights: Flights, lanes: Lanes, stopped: asyncio.Event) -> None:
+    """Until the last request has ended: a draining worker is still present."""
+    while not stopped.is_set():
+        await while_database_returns(partial(renew_and_balance, store, presence, flights, lanes))
+        presence.wanted.clear()
+        try:
+            async with asyncio.timeout(0.2 if presence.leaving else presence.seconds / 6):
+                await presence.wanted.wait()
+        except TimeoutError:
+            continue
+
+
+async def renew_and_balance(store: Store, presence: Presence, flights: Flights, lanes: Lanes) -> None:
+    await presence.renew_once(store, lanes)
+    gained = await presence.balance_once(store, lanes)
+    if gained:
+        await sweep_once(store, flights, lanes, sorted(gained))

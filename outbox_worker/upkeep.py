@@ -1,0 +1,117 @@
+"""Upkeep: sweeps, reports, partitions, retention, slices of large replays; whatever is not one delivery's business.
+
+Reads: shards owned, what the lanes know, the database's own tasks. Writes: lost leases, endpoint_minutes, partitions.
+Guarantee: each task is a bounded step that any worker may do; a missed hint is made good within one sweep.
+If it dies: the next round, here or elsewhere, does the same step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from outbox_worker import telemetry
+from outbox_worker.flights import Flights
+from outbox_worker.limits import LATENCY_BUCKETS, Lane, Lanes
+from outbox_worker.presence import Presence
+from outbox_worker.store import Store, while_database_returns
+from outbox_worker.sweep import sweep_once
+from outbox_worker.wakeup import WakeUp
+
+SHARDS_AT_ONCE = 8
+SLICE = 500
+"""Rows that one step of a large replay, a cancellation or a purge touches."""
+
+
+async def sweep_loop(
+    store: Store, flights: Flights, lanes: Lanes, presence: Presence, wanted: asyncio.Queue[WakeUp], stopping: asyncio.Event
+) -> None:
+    """Sweep what a hint names at once, everything once a second or, if that is long, a twentieth of the time."""
+    pause = 1.0
+    while not stopping.is_set():
+        try:
+            async with asyncio.timeout(pause):
+                wakeup = await wanted.get()
+        except TimeoutError:
+            started = time.monotonic()
+            owned = sorted(presence.shards)
+            for i in range(0, len(owned), SHARDS_AT_ONCE):
+                await while_database_returns(partial(sweep_once, store, flights, lanes, owned[i : i + SHARDS_AT_ONCE]))
+            pause = max(1.0, 20 * (time.monotonic() - started))
+        else:
+            if wakeup.balance:
+                presence.wanted.set()
+            if hinted := sorted(wakeup.shards & presence.shards):
+                await while_database_returns(partial(sweep_once, store, flights, lanes, hinted))
+
+
+async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> None:
+    """Every task at its own pace; a failure of one is logged by the database's wait and never skips the others."""
+    tasks: list[tuple[str, float, Callable[[], Awaitable[int]]]] = [
+        ("report", 60.0, partial(report_once, store, lanes, everything=True)),
+        ("circuits", 1.0, partial(report_once, store, lanes, everything=False)),
+        ("replay", 1.0, partial(slice_once, store, "replay_slice")),
+        ("cancel", 1.0, partial(slice_once, store, "cancel_slice")),
+        ("purge", 60.0, partial(slice_once, store, "purge")),
+        ("create_partitions", 600.0, partial(count_once, store, "create_partitions")),
+        ("drop_partitions", 600.0, partial(count_once, store, "drop_partitions")),
+        ("partition_alarm", 600.0, partial(alarm_once, store)),
+    ]
+    due = {name: time.monotonic() + pause for name, pause, _ in tasks}
+    while not stopping.is_set():
+        for name, pause, task in tasks:
+            if time.monotonic() >= due[name] and not stopping.is_set():
+                count = await while_database_returns(task)
+                if count and name not in {"report", "circuits"}:
+                    telemetry.upkeep_done(name, count)
+                due[name] = time.monotonic() + (0.1 if count >= SLICE else pause)
+        try:
+            async with asyncio.timeout(0.5):
+                await stopping.wait()
+        except TimeoutError:
+            continue
+
+
+async def count_once(store: Store, function: str) -> int:
+    return int(await store.call(function) or 0)
+
+
+async def slice_once(store: Store, function: str) -> int:
+    return int(await store.call(function, SLICE) or 0)
+
+
+async def alarm_once(store: Store) -> int:
+    text = await store.call("partition_alarm")
+    if text:
+        telemetry.partitions_alarm(str(text))
+    return 0
+
+
+async def report_once(store: Store, lanes: Lanes, *, everything: bool) -> int:
+    """Append what changed: circuits at once, the minute's counts of every active endpoint each minute."""
+    now = time.monotonic()
+    reported = [lane for lane in lanes.lanes.values() if lane.changed or (everything and (lane.attempts or lane.waits_for(now)))]
+    if reported:
+        await store.report([report_of(lane, now) for lane in reported])
+    for lane in reported:
+        lane.changed = False
+        lane.attempts = lane.successes = lane.timeouts = 0
+        lane.latency_counts = [0] * LATENCY_BUCKETS
+    return len(reported)
+
+
+def report_of(lane: Lane, now: float) -> dict[str, object]:
+    return {
+        "endpoint_id": str(lane.endpoint_id),
+        "workspace_id": lane.workspace_id,
+        "attempts": lane.attempts,
+        "successes": lane.successes,
+        "timeouts": lane.timeouts,
+        "latency_counts": lane.latency_counts,
+        "in_flight": lane.in_flight,
+        "in_flight_limit": min(int(lane.limit), lane.max_in_flight),
+        "circuit": lane.circuit,
+        "waits_for": lane.waits_for(now),
+    }

@@ -1,0 +1,184 @@
+"""Worker: open what is needed, run the loops in one TaskGroup, turn signals into an orderly end.
+
+Reads: Settings. Writes: nothing of its own.
+Guarantee: SIGTERM stops claiming, gives back what has not started, lets what has started end within its deadline,
+records it, leaves; a second signal leaves at once. Every task has its owner here.
+If it dies: leases and presence expire; another worker goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from outbox_worker import __version__, telemetry
+from outbox_worker.claim import claim_loop
+from outbox_worker.connection import Bounds
+from outbox_worker.deliver import Send
+from outbox_worker.egress import EgressPolicy
+from outbox_worker.endpoint_book import EndpointBook
+from outbox_worker.errors import ConfigError
+from outbox_worker.fan_out import fan_out_loop
+from outbox_worker.flights import Flights
+from outbox_worker.limits import Lanes
+from outbox_worker.presence import Presence, presence_loop, renew_and_balance
+from outbox_worker.settings import Settings
+from outbox_worker.settle import settle_loop
+from outbox_worker.store import Store, open_store, while_database_returns
+from outbox_worker.transport import open_transport
+from outbox_worker.upkeep import sweep_loop, upkeep_loop
+from outbox_worker.vault import load_keyring
+from outbox_worker.wakeup import WakeUp, open_wakeups
+
+
+async def run(
+    settings: Settings, *, name: str | None = None, on_point: Callable[[str], None] = lambda _point: None, send: Send | None = None
+) -> None:
+    """Deliver until a signal says stop."""
+    name = name or f"{socket.gethostname()}:{os.getpid()}"
+    keyring = load_keyring(settings)
+    check_open_files(settings.max_in_flight)
+    stopping, stopped = asyncio.Event(), asyncio.Event()
+    conninfo = settings.database_url.get_secret_value()
+    deadline = settings.database_timeout_seconds
+    async with AsyncExitStack() as resources:
+        store = await resources.enter_async_context(
+            open_store(conninfo, poll_only=settings.poll_only, lease_seconds=settings.lease_seconds, deadline=deadline, name=name)
+        )
+        wakeups = await resources.enter_async_context(
+            open_wakeups(conninfo, poll_only=settings.poll_only, name=name, deadline=deadline)
+        )
+        if send is None:
+            policy = await egress_policy(settings, store)
+            bounds = Bounds(
+                connect_seconds=settings.connect_timeout_seconds,
+                body_bytes=settings.max_response_bytes,
+                max_per_host=settings.max_in_flight,  # the lanes hold the limit per host
+            )
+            transport = await resources.enter_async_context(
+                open_transport(policy, bounds=bounds, ssl_context=certificates(settings))
+            )
+            send = transport.send
+        lanes = Lanes(
+            slots=settings.max_in_flight,
+            endpoint_limit=settings.endpoint_max_in_flight,
+            host_limit=settings.host_max_in_flight,
+            suspect_share=settings.suspect_share,
+        )
+        presence = Presence(name=name, version=__version__, seconds=settings.lease_seconds / 2)
+        book = EndpointBook(store, keyring, settings.request_timeout_seconds)
+        flights = Flights(
+            lanes=lanes,
+            book=book,
+            send=send,
+            lease_seconds=settings.lease_seconds,
+            margin_seconds=settings.settle_margin_seconds,
+            presence_until=lambda: presence.until,
+            on_point=on_point,
+        )
+        wanted: asyncio.Queue[WakeUp] = asyncio.Queue(100)
+        poll = settings.poll_ms / 1000
+        await while_database_returns(lambda: renew_and_balance(store, presence, flights, lanes))
+        telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
+        with signals(stopping):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(flights.fly(stopped))
+                loader = tasks.create_task(book.load_forever())
+                tasks.create_task(settle_loop(store, flights, lanes, stopped))
+                tasks.create_task(presence_loop(store, presence, flights, lanes, stopped))
+                tasks.create_task(
+                    fan_out_loop(store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping)
+                )
+                tasks.create_task(claim_loop(store, flights, lanes, poll, stopping))
+                tasks.create_task(sweep_loop(store, flights, lanes, presence, wanted, stopping))
+                tasks.create_task(upkeep_loop(store, lanes, stopping))
+                await stopping.wait()
+                await drain(flights, settings.drain_seconds, on_point)
+                loader.cancel()
+                stopped.set()
+                flights.settle_wanted.set()
+                presence.wanted.set()
+        await store.stop_worker()
+    telemetry.worker_stopped()
+
+
+async def drain(flights: Flights, seconds: float, on_point: Callable[[str], None]) -> None:
+    """Start nothing more; wait for what has started, no longer than `seconds`."""
+    flights.draining = True
+    telemetry.worker_draining(flights.lanes.in_flight)
+    on_point("draining")
+    end = time.monotonic() + seconds
+    while not flights.idle and time.monotonic() < end:
+        flights.room_changed.clear()
+        try:
+            async with asyncio.timeout(min(0.2, max(end - time.monotonic(), 0.01))):
+                await flights.room_changed.wait()
+        except TimeoutError:
+            continue
+
+
+class signals:  # noqa: N801  (reads as a statement: with signals(stopping))
+    """SIGTERM and SIGINT ask for an orderly end; the second one leaves at once."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self.stopping = stopping
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.received, number)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    def received(self, number: int) -> None:
+        if self.stopping.is_set():
+            os._exit(128 + number)
+        self.stopping.set()
+
+
+async def egress_policy(settings: Settings, store: Store) -> EgressPolicy:
+    """What the database allows an endpoint to be, and the networks that this worker's environment names."""
+    ports, plain_http, ip_literals = (await store.rows("egress_settings"))[0]
+    return EgressPolicy(
+        allowed_ports=frozenset(ports),
+        allow_plain_http=plain_http,
+        allow_ip_literals=ip_literals,
+        deny_networks=settings.deny_networks,
+        allow_networks=settings.allow_networks,
+    )
+
+
+def certificates(settings: Settings) -> ssl.SSLContext | None:
+    if settings.ca_file is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(settings.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"loading OUTBOX_CA_FILE: {settings.ca_file}: {error}. Give a readable PEM file.") from None
+    return context
+
+
+def check_open_files(slots: int) -> None:
+    """Raise the soft limit as far as it goes; refuse more slots than there can be sockets."""
+    needed = slots + 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"checking open files: OUTBOX_MAX_IN_FLIGHT is {slots}, which needs {needed} descriptors; the limit is {hard}. "
+            "Raise the limit (ulimit -n) or lower the setting."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+

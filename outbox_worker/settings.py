@@ -99,7 +99,7 @@ def load() -> Settings:
             "Check the spelling against the README's table, or unset it."
         )
     try:
-        return Settings(**from_files)
+        return Settings(**from_files)  # type: ignore[arg-type]  # pydantic turns text into what each field is
     except ValidationError as error:
         faults = "; ".join(describe(fault["loc"], fault["msg"], fault["type"]) for fault in error.errors(include_input=False))
         raise ConfigError(f"read the environment: {faults}. See the README's table of settings.") from None

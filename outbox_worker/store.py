@@ -91,7 +91,7 @@ class Store:
         self.worker_no = 0
         self.texts: dict[str, bytes] = {}
 
-    async def rows(self, name: str, **parameters: object) -> list[Row]:
+    async def rows(self, name: str, /, **parameters: object) -> list[Row]:
         """Run one file of sql/queries and return its rows."""
         text = self.texts.get(name) or self.texts.setdefault(name, sqlfiles.read(f"queries/{name}.sql"))
         async with asyncio.timeout(self.deadline), self.pool.connection() as connection:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from outbox_worker.store import KEEPALIVE
 
@@ -60,9 +61,8 @@ class Listener(WakeUps):
         if self.connection is None or self.connection.closed:
             self.armed = False
             async with asyncio.timeout(self.deadline):
-                self.connection = await psycopg.AsyncConnection.connect(
-                    self.conninfo, autocommit=True, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE
-                )
+                conninfo = make_conninfo(self.conninfo, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE)
+                self.connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
                 await self.connection.execute(f"listen {CHANNEL}".encode())
         return self.connection
 

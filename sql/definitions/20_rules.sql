@@ -10,7 +10,7 @@ declare
     -- Blocks without one code point that a domain name may hold (RFC 5892).
     not_in_names constant int4multirange := '{[128,182],[184,222],[247,247],[4352,4607],[8192,8203],[8206,8303],
         [8352,8399],[8448,8525],[8592,11263],[11904,12292],[12800,13311],[55296,64013],[65072,65135],[65140,65535],
-        [118784,121343],[126976,131071],[917504,1114111]}';
+        [119808,120831],[126976,131071],[917504,1114111]}';
     encoded constant text := substr(label, 5);
     delimiter constant int := coalesce(length(encoded) + 1 - nullif(strpos(reverse(encoded), '-'), 0), 0);
     at int := delimiter + 1;
@@ -178,9 +178,9 @@ comment on function outbox.url_origin(text) is
 create or replace function outbox.mask_url(url text) returns text
 language sql immutable parallel safe
 return case
-    when url collate "C" ~ '^https?://[^/?#@\\[:space:]]+/?$' then url
-    when url collate "C" ~ '^https?://[^/?#@\\[:space:]]+[/?#]' then substring(url collate "C", '^https?://[^/?#@\\[:space:]]+') || '/…'
-    when url is not null then '…'
+    when url collate "C" ~ '^https?://([a-zA-Z0-9._-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?/?$' then url
+    when url is not null then
+        coalesce(substring(url collate "C", '^(https?://(?:[a-zA-Z0-9._-]+|\[[0-9a-fA-F:]+\])(?::[0-9]+)?)[/?#]') || '/', '') || '…'
 end;
 comment on function outbox.mask_url(text) is
     'The URL as people may see it: its origin as written, and /… in place of a path or query, which can be secrets.';

@@ -85,12 +85,15 @@ class _Connection(asyncio.Protocol):
         self._room = MAX_HEADER_BYTES
         self._fault = ""
         self._transport.write(message)
+        answer = None
         try:
-            return await waiter
+            answer = await waiter
+            return answer
         finally:
             self._timer.cancel()
             self._waiter = None
-            if not self.reusable:
+            # A cancellation can arrive after the answer: then nobody keeps the connection.
+            if answer is None or not self.reusable:
                 self.close()
 
     def usable(self, now: float) -> bool:

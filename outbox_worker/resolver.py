@@ -224,7 +224,7 @@ class Dialer:
         except ssl.SSLError as error:
             raise ExchangeError(Failure.TLS, f"{where}: TLS failed ({_tls_words(error)})") from error
         except OSError as error:
-            raise ExchangeError(Failure.CONNECT_ERROR, f"{where}: TLS handshake broken off") from error
+            raise ExchangeError(Failure.TLS, f"{where}: TLS handshake broken off") from error
 
     async def _addresses(self, host: str, where: str) -> list[str]:
         try:

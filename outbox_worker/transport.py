@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 
 MAX_STORED_VALUE_BYTES: Final = 4096
 _URLS_REMEMBERED: Final = 4096
-_WRITTEN_BY_US: Final = frozenset({b"host", b"content-length"})
+_WRITTEN_BY_US: Final = frozenset({b"host", b"content-length", b"connection"})
 # Every header line of a request, checked in one pass before its first byte goes out.
 _HEADER_LINES: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~]*\r\n)+")
-_SECOND_FRAMING: Final = re.compile(
-    rb"\r\n(?:transfer-encoding|connection|upgrade|te|trailer):", re.IGNORECASE
-)
+_SECOND_FRAMING: Final = re.compile(rb"\r\n(?:transfer-encoding|upgrade|te|trailer):", re.IGNORECASE)
 
 
 class BlockedError(httpx.ConnectError):
@@ -147,7 +145,12 @@ def _head(request: httpx.Request, target: Target, length: int) -> bytes:
     fields.append(b"content-length: %d\r\n" % length)
     lines = b"".join(fields)
     # An answer to HEAD has no body whatever its headers say, and one to CONNECT is no answer.
-    if request.method != "POST" or _HEADER_LINES.fullmatch(lines) is None or _SECOND_FRAMING.search(lines):
+    if (
+        request.method != "POST"
+        or _HEADER_LINES.fullmatch(lines) is None
+        or lines.count(b"\r\n") != len(fields)  # a value with a line of its own in it
+        or _SECOND_FRAMING.search(lines)
+    ):
         where = f"{target.host}:{target.port}"
         raise httpx.LocalProtocolError(
             f"sending to {where}: the request is not a POST with valid headers; check the endpoint's headers",

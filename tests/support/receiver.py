@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gzip
 import io
+import os
 import socket
 import struct
 import sys
@@ -178,9 +179,10 @@ class Receiver:
         self._scripts[path] = list(behaviours)
 
     def hang_up(self) -> None:
-        """End every open connection, as an idle server does."""
-        for writer in list(self._writers):
-            writer.close()
+        """End every open connection, as an idle server does; the end is on its way when this returns."""
+        for writer in self._writers:
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as own:
+                own.shutdown(socket.SHUT_WR)
 
     async def __aenter__(self) -> Self:
         self._writers: set[asyncio.StreamWriter] = set()

@@ -123,7 +123,10 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
     ask = reader.ask(sent)
     room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), max(flights.free, 0))
     try:
-        result = await while_database_returns(partial(store.fan_out, ask, room, ()))
+        try:
+            result = await while_database_returns(partial(store.fan_out, ask, room))
+        except psycopg.errors.UniqueViolation:  # a replay made one of these deliveries before its fan-out
+            result = await while_database_returns(partial(store.fan_out, ask, room, careful=True))
     except psycopg.errors.QueryCanceled:
         await set_slow_filters_aside(store)
         return 1

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from outbox_worker import sqlfiles, telemetry
@@ -108,7 +109,7 @@ class Store:
 
     # ------------------------------------------------------------------ fan-out
 
-    async def fan_out(self, ask: FanOutAsk, room: Room, skip_filters: Sequence[UUID]) -> FannedOut:
+    async def fan_out(self, ask: FanOutAsk, room: Room, *, careful: bool = False) -> FannedOut:
         priorities, buckets, marks, quotas = ([share[i] for share in ask.shares] for i in range(4))
         token = uuid4()
         rows = await self.rows(
@@ -121,12 +122,10 @@ class Store:
             marks=marks,
             quotas=quotas,
             shards=list(room.shards),
-            room_endpoints=list(room.endpoints),
-            rooms=[free for free, _ in room.endpoints.values()],
-            busy=[busy for _, busy in room.endpoints.values()],
+            rooms=Jsonb({str(endpoint_id): known for endpoint_id, known in room.endpoints.items()}),
             default_room=room.default,
             room=room.total,
-            skip_filters=list(skip_filters),
+            careful=careful,
             lease_token=token,
             worker_no=self.worker_no,
             lease_seconds=self.lease_seconds,

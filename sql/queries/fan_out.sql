@@ -1,9 +1,9 @@
 -- fan_out: turn queued events into deliveries, once each; hand over leased what this worker has room for.
 -- params:  fair bool, mark bigint, batch int; priorities smallint[], buckets smallint[], marks bigint[], quotas int[] (fair);
---          shards smallint[] (owned), room_endpoints uuid[], rooms int[], busy int[], default_room int, room int, skip_filters uuid[],
---          lease_token uuid, worker_no int, lease_seconds float
+--          shards smallint[] (owned), rooms jsonb ({endpoint: [room, in flight]}), default_room int, room int, careful bool, lease_token uuid, worker_no int, lease_seconds float
 -- index:   fan_out_queue_pkey (seq); fan_out_queue_fair_idx (priority, bucket, seq); endpoints_workspace_idx (workspace_id)
--- hazard:  the taken rows are locked before anything is inserted, so two workers never fan out one event.
+-- hazard:  the taken rows are locked before anything is inserted, so two workers never fan out one event. A delivery that
+--          a replay made already is a unique violation: once more, with careful.
 with plain as (
     select q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
     from outbox.fan_out_queue q
@@ -45,34 +45,41 @@ with plain as (
                and not (p.ordered and k.ordering_key is not null)
                and (k.deliver_at is null or k.deliver_at <= now())
                and p.shard = any (%(shards)s::smallint[]) as ready,
-           coalesce(p.max_in_flight, 10000) as cap,
+           coalesce(p.max_in_flight, 10000) as cap, %(rooms)s::jsonb -> p.endpoint_id::text as known_room,
            case when p.filter is null then 't'
-                when p.filter_error is not null or p.endpoint_id = any (%(skip_filters)s::uuid[]) then 'f'
+                when p.filter_error is not null then 'f'
                 else outbox.filter_outcome(k.payload, p.filter) end as filter_says
     from known k
-    join outbox.endpoints p on p.workspace_id = k.workspace_id and p.state <> 'deleted' and p.event_types && k.patterns
+    cross join lateral (
+        select p.endpoint_id, p.shard, p.version, p.ordered, p.state, p.hold_reason, p.max_per_second, p.max_in_flight,
+               p.filter, p.filter_error
+        from outbox.endpoints p
+        where p.workspace_id = k.workspace_id and p.state <> 'deleted' and p.event_types && k.patterns
+        offset 0) p
+    where not %(careful)s::bool
+       or not exists (select from outbox.open_deliveries d
+                      where d.event_id = k.event_id and d.endpoint_id = p.endpoint_id and d.workspace_id = k.workspace_id)
 ), roomed as materialized (
     select j.seq, j.priority, j.event_id, j.workspace_id, j.deliver_at, j.endpoint_id, j.shard, j.version, j.ordering_key, j.cap,
            j.ready and row_number() over (partition by j.endpoint_id order by j.priority, j.seq)
-                       <= least(coalesce(r.room, %(default_room)s::int), j.cap - coalesce(r.busy, 0)) as fits
+                       <= least(coalesce((j.known_room ->> 0)::int, %(default_room)s::int),
+                                j.cap - coalesce((j.known_room ->> 1)::int, 0)) as fits
     from judged j
-    left join unnest(%(room_endpoints)s::uuid[], %(rooms)s::int[], %(busy)s::int[]) as r (endpoint_id, room, busy) on r.endpoint_id = j.endpoint_id
     where j.filter_says = 't'
 ), placed as materialized (
-    select m.seq, m.priority, m.event_id, m.workspace_id, m.deliver_at, m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap,
+    select m.seq, m.priority, m.event_id, m.workspace_id, m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap,
+           greatest(m.deliver_at, clock_timestamp()) as next_attempt_at,
            m.fits and row_number() over (partition by m.fits order by m.priority, m.seq) <= %(room)s::int as handed_over
     from roomed m
 ), inserted as (
     insert into outbox.open_deliveries (event_id, endpoint_id, workspace_id, priority, next_attempt_at,
                                         leased_by, lease_token, lease_expires_at, ordering_key, ordering_seq)
-    select p.event_id, p.endpoint_id, p.workspace_id, p.priority, greatest(p.deliver_at, clock_timestamp()),
+    select p.event_id, p.endpoint_id, p.workspace_id, p.priority, p.next_attempt_at,
            case when p.handed_over then %(worker_no)s::int end,
            case when p.handed_over then %(lease_token)s::uuid end,
            case when p.handed_over then clock_timestamp() + make_interval(secs => %(lease_seconds)s::float8) end,
            p.ordering_key, case when p.ordering_key is not null then p.seq end
     from placed p
-    on conflict do nothing
-    returning event_id, endpoint_id, next_attempt_at
 ), failed as (
     insert into outbox.filter_failures (event_id, endpoint_id, workspace_id, error)
     select j.event_id, j.endpoint_id, j.workspace_id, j.filter_says
@@ -86,7 +93,5 @@ select t.seq, t.bucket, t.priority, d.endpoint_id, d.shard, d.handed_over, d.nex
        case when d.handed_over then outbox.event_body(k.event_id, k.event_type, k.created_at, k.workspace_id, k.payload) end as body,
        k.traceparent, k.created_at, clock_timestamp() as claimed_at, d.cap
 from taken t
-left join (select p.seq, p.event_id, p.endpoint_id, p.shard, p.version, p.handed_over, p.cap, i.next_attempt_at
-           from placed p
-           join inserted i on i.event_id = p.event_id and i.endpoint_id = p.endpoint_id) d on d.seq = t.seq
+left join placed d on d.seq = t.seq
 left join known k on k.seq = t.seq

@@ -13,19 +13,26 @@ with input as materialized (
                 %(errors)s::text[], %(response_headers)s::text[], %(response_bodies)s::bytea[])
          as i (event_id, endpoint_id, workspace_id, lease_token, attempt_no, version, event_type, verdict, retry_in,
                started_at, duration_ms, status, error, response_headers, response_body)
-), held as materialized (
-    select d.event_id, d.endpoint_id, d.workspace_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count,
-           d.replay_count, d.ordering_key, d.ordering_seq, d.created_at, i.version, i.event_type, i.verdict, i.retry_in, i.started_at,
-           i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor
+), matched as materialized (
+    select i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict, i.retry_in,
+           i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor, d.event_id is not null as current,
+           d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count, d.ordering_key, d.ordering_seq,
+           d.created_at
     from input i
     cross join (select outbox.history_floor() as floor) f
-    cross join lateral (
-        select d.event_id, d.endpoint_id, d.workspace_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count,
-               d.lost_count, d.replay_count, d.ordering_key, d.ordering_seq, d.created_at
+    left join lateral (
+        select d.event_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count,
+               d.ordering_key, d.ordering_seq, d.created_at
         from outbox.open_deliveries d
         where d.event_id = i.event_id and d.endpoint_id = i.endpoint_id and d.workspace_id = i.workspace_id
           and d.lease_token = i.lease_token
-        for update) d
+        for update) d on true
+), held as materialized (
+    select m.event_id, m.endpoint_id, m.workspace_id, m.priority, m.next_attempt_at, m.attempt_count, m.failed_count, m.lost_count,
+           m.replay_count, m.ordering_key, m.ordering_seq, m.created_at, m.version, m.event_type, m.verdict, m.retry_in, m.started_at,
+           m.duration_ms, m.status, m.error, m.response_headers, m.response_body, m.floor
+    from matched m
+    where m.current
 ), removed as (
     delete from outbox.open_deliveries d using held h
     where d.event_id = h.event_id and d.endpoint_id = h.endpoint_id and d.workspace_id = h.workspace_id
@@ -82,9 +89,8 @@ with input as materialized (
         worker_no, status, error, response_headers, response_body, lease_token)
     select i.event_id, i.endpoint_id, i.attempt_no, i.workspace_id, i.version, i.started_at, i.duration_ms,
            %(worker_no)s::int, i.status, i.error, i.response_headers::jsonb, i.response_body, i.lease_token
-    from input i
-    left join held h on h.event_id = i.event_id and h.endpoint_id = i.endpoint_id
-    where h.event_id is null and i.verdict <> 'not_attempted'
+    from matched i
+    where not i.current and i.verdict <> 'not_attempted'
       -- the commit of an earlier try of this very batch may have been answered by a broken connection
       and not exists (select from outbox.recorded_attempts a
                       where a.event_id = i.event_id and a.endpoint_id = i.endpoint_id and a.attempt_no = i.attempt_no
@@ -136,8 +142,7 @@ with input as materialized (
       and exists (select from outbox.endpoints e where e.workspace_id = f.workspace_id and 'delivery.dead' = any (e.event_types))
       and not exists (select from outbox.event_types y where y.name = f.event_type and y.operational)
 )
-select i.event_id, i.endpoint_id, h.event_id is not null as applied,
-       coalesce(t.gone or t.failing_too_long, false) as endpoint_disabled
-from input i
-left join held h on h.event_id = i.event_id and h.endpoint_id = i.endpoint_id
-left join transitions t on t.endpoint_id = i.endpoint_id
+select m.event_id, m.endpoint_id, m.current as applied,
+       coalesce(m.current and t.endpoint_id is not null, false) as endpoint_disabled
+from matched m
+left join transitions t on t.endpoint_id = m.endpoint_id and (t.gone or t.failing_too_long)

@@ -40,7 +40,7 @@ def prepare(delivery: Delivery, endpoint: Endpoint, at: datetime) -> Request:
 
 
 def settlement(delivery: Delivery, endpoint: Endpoint, outcome: Outcome, started_at: datetime, jitter: float) -> Settlement:
-    verdict = classify.classify(outcome, delivery.failed_count, len(endpoint.retry_schedule))
+    verdict = classify.classify(outcome, delivery.failed_count + 1, len(endpoint.retry_schedule))
     retry_in = None
     if verdict is Verdict.RETRY:
         hint = classify.retry_after(outcome, started_at)

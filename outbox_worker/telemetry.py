@@ -22,7 +22,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 def configure(level: str) -> None:
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if sys.stdout.isatty():
-        renderer = structlog.dev.ConsoleRenderer()
+        # plain: a traceback with local variables would show secrets
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -39,13 +39,19 @@ from outbox_worker.wakeup import WakeUp, open_wakeups
 
 
 async def run(
-    settings: Settings, *, name: str | None = None, on_point: Callable[[str], None] = lambda _point: None, send: Send | None = None
+    settings: Settings,
+    *,
+    name: str | None = None,
+    on_point: Callable[[str], None] = lambda _point: None,
+    send: Send | None = None,
+    stopping: asyncio.Event | None = None,
 ) -> None:
-    """Deliver until a signal says stop."""
+    """Deliver until a signal, or `stopping`, says stop. `send` and `on_point` let a test stand at the edge."""
     name = name or f"{socket.gethostname()}:{os.getpid()}"
     keyring = load_keyring(settings)
     check_open_files(settings.max_in_flight)
-    stopping, stopped = asyncio.Event(), asyncio.Event()
+    stopping = stopping or asyncio.Event()
+    stopped = asyncio.Event()
     conninfo = settings.database_url.get_secret_value()
     deadline = settings.database_timeout_seconds
     async with AsyncExitStack() as resources:

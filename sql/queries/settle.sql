@@ -105,8 +105,10 @@ with input as materialized (
 ), transitions as materialized (
     select b.endpoint_id, b.workspace_id, b.succeeded, b.status, b.error, e.url, e.failing_since,
            e.state = 'active' and b.gone as gone,
-           e.state = 'active' and not b.gone and not b.succeeded and e.failing_since < now() - s.disable_after as failing_too_long,
-           not b.succeeded and not e.failing_noticed and e.failing_since < now() - s.failing_notice_after as to_notice,
+           e.state = 'active' and not b.gone and not b.succeeded
+               and coalesce(e.failing_since < now() - s.disable_after, false) as failing_too_long,
+           not b.succeeded and not e.failing_noticed
+               and coalesce(e.failing_since < now() - s.failing_notice_after, false) as to_notice,
            s.disable_after
     from by_endpoint b
     cross join outbox.settings s

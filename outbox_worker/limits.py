@@ -149,11 +149,15 @@ class Lanes:
         asks: list[tuple[Lane, int]] = []
         share = max(1, free // max(1, min(len(self.ready), most_endpoints)))
         suspect_room = self.suspect_slots - self.suspects_in_flight
+        host_rooms: dict[str, int] = {}
         for endpoint_id in list(self.ready):
             if free <= 0 or len(asks) >= most_endpoints:
                 break
             lane = self.lanes[endpoint_id]
-            room = min(lane.room(now), share, free, self.host_limit - self.hosts.get(lane.host, 0) if lane.host else share)
+            room = min(lane.room(now), share, free)
+            if lane.host:
+                host_room = host_rooms.setdefault(lane.host, self.host_limit - self.hosts.get(lane.host, 0))
+                room = min(room, host_room)
             if lane.suspect:
                 room = min(room, suspect_room)
             if room <= 0:
@@ -161,6 +165,8 @@ class Lanes:
                 continue
             if lane.suspect:
                 suspect_room -= room
+            if lane.host:
+                host_rooms[lane.host] -= room
             free -= room
             self.ready.move_to_end(endpoint_id)
             asks.append((lane, room))

@@ -13,6 +13,7 @@ import inspect
 import itertools
 import os
 import secrets
+import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -52,6 +53,7 @@ OPTIONS = {
     "jit": "off",
     "log_min_messages": "warning",
 }
+SMALL = {"fsync": "off", "shared_buffers": "16MB"}
 
 
 @dataclass(frozen=True)
@@ -223,19 +225,34 @@ def no_task_left(request) -> None:
 @pytest.fixture
 def server_folder() -> Iterator[Path]:
     """A folder that PostgreSQL's user can pass through; pytest's own are closed to it."""
+    with passable_folder() as folder:
+        yield folder / "pg"
+
+
+@contextmanager
+def passable_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="outbox-server-") as made:
         Path(made).chmod(0o711)
-        yield Path(made) / "pg"
+        yield Path(made)
+
+
+@pytest.fixture(scope="session")
+def ready_made(pg_bin) -> Iterator[Path]:
+    """A cluster at rest, for copies: initdb is most of what a test of the server would cost."""
+    with passable_folder() as folder, local_server(folder / "pg", bin_dir=pg_bin, options=SMALL) as server:
+        server.stop()
+        yield server.folder
 
 
 @pytest.fixture
-def make_server(server_folder, pg_bin) -> Iterator[Callable[..., LocalServer]]:
-    """Make a LocalServer, in `server_folder` unless told; whatever the test leaves running is ended."""
+def make_server(server_folder, ready_made, pg_bin) -> Iterator[Callable[..., LocalServer]]:
+    """Make a LocalServer: on a ready-made cluster, or in the folder that is named. Ended with the test."""
     made = []
 
-    def make(folder: Path = server_folder, **how) -> LocalServer:
-        how = {"bin_dir": pg_bin, "options": {"fsync": "off", "shared_buffers": "16MB"}, **how}
-        made.append(LocalServer(folder, **how))
+    def make(folder: Path | None = None, **how) -> LocalServer:
+        if folder is None and not server_folder.exists():
+            subprocess.run(["cp", "-a", ready_made, server_folder], check=True)
+        made.append(LocalServer(folder or server_folder, **{"bin_dir": pg_bin, "options": SMALL, **how}))
         return made[-1]
 
     yield make

@@ -34,7 +34,7 @@ def in_another_process(code: str, *words: str) -> subprocess.CompletedProcess:
     """Run Python that has the package, to its end."""
     return subprocess.run(
         [sys.executable, "-c", code, *words],
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
@@ -42,9 +42,9 @@ def in_another_process(code: str, *words: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_data_stay_in_the_folder_between_runs(make_server):
+def test_the_data_stay_in_the_folder_between_runs(make_server, server_folder):
     """A second run finds the first one's rows, at the same port."""
-    local = make_server()
+    local = make_server(server_folder)
     local.start()
     ask(local, "create table kept as select 1 as n")
     port = local.port

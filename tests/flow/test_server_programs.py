@@ -121,7 +121,7 @@ def test_programs_out_of_reach_are_copied_whatever_the_umask_was(make_server, se
 
 @as_root
 @pytest.mark.parametrize("known", [{"nobody"}, set()])
-def test_a_machine_with_only_root_and_nobody_is_enough(make_server, monkeypatch, known):
+def test_a_machine_with_only_root_and_nobody_is_enough(make_server, server_folder, monkeypatch, known):
     """`postgres` is not there on a bare system; `nobody` does. Without both, the error says what to do."""
     real = programs.pwd.getpwnam
 
@@ -133,9 +133,9 @@ def test_a_machine_with_only_root_and_nobody_is_enough(make_server, monkeypatch,
     monkeypatch.setattr(programs.pwd, "getpwnam", getpwnam)
     if not known:
         with pytest.raises(DatabaseUnavailable, match="neither a user `postgres` nor `nobody`"):
-            make_server()
+            make_server(server_folder)
         return
-    local = make_server()
+    local = make_server(server_folder)
     local.start()
 
     assert Path(f"/proc/{local._running()}").stat().st_uid == real("nobody").pw_uid
@@ -144,7 +144,7 @@ def test_a_machine_with_only_root_and_nobody_is_enough(make_server, monkeypatch,
 def test_the_package_needs_nothing_beyond_the_standard_library_to_start_a_server():
     """CI starts one before it has anything else to say: no psycopg, no event loop, no HTTP client."""
     code = "import sys, outbox_worker.server as _; print({'psycopg', 'asyncio', 'httpx'} & set(sys.modules))"
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), *sys.path])}
     said = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )

@@ -29,7 +29,7 @@ begin
         order by d.event_id limit size;
     elsif target.filter_error is null then
         -- whether an older event was delivered is no longer known
-        select greatest(outbox.event_id_floor(since), outbox.event_id_floor(max(r.upper_bound))) into events_from
+        select greatest(outbox.event_id_floor(greatest(since, 'epoch')), outbox.event_id_floor(max(r.upper_bound))) into events_from
         from outbox.partition_registry r where r.parent = 'finished_deliveries' and r.dropped_at is not null;
         return query
         select e.event_id, '-infinity'::timestamptz,
@@ -176,8 +176,8 @@ as $$
 declare
     target outbox.endpoints := outbox.endpoint_of(replay_endpoint.endpoint_id);
     -- never later than now: what dies again while this goes on must not be replayed twice
-    until_then constant timestamptz := least(until, clock_timestamp());
-    counted bigint := outbox.count_replay(target.endpoint_id, since, coalesce(until_then, until), states);
+    until_then constant timestamptz := case when until is not null then least(until, clock_timestamp()) end;
+    counted bigint := outbox.count_replay(target.endpoint_id, since, until_then, states);
     operation outbox.operations;
 begin
     insert into outbox.operations (kind, workspace_id, endpoint_id, state, reason, parameters)

@@ -1,0 +1,141 @@
+"""Erasure: one customer's data goes, the fact that it went stays.
+
+Reads: every table of the schema. Writes: a clone of the schema.
+Guarantee: after an erasure no row holds the data, nothing more is sent, and who did it and why is recorded.
+If it crashes: the clone is dropped.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from tests.support.history import add_endpoint, add_event, add_finished, add_open, delivery, value
+
+MARK = "Ada-4711"
+ERASED = {"erased": True}
+BY_PATH = """select outbox.erase('ws', '$.customer.name == "Ada-4711"', 'request 17')"""
+
+
+@pytest.fixture
+def endpoint(db):
+    return add_endpoint(db)
+
+
+@pytest.fixture
+def story(db, endpoint):
+    """Events of one customer in every place an event can be, and one of somebody else."""
+    payload = {"customer": {"name": MARK}, "n": 1}
+    db.execute(
+        "select outbox.make_partition(parent, first - interval '7 days' * n, first - interval '7 days' *"
+        " (n - 1))"
+        " from unnest('{events,finished_deliveries,recorded_attempts}'::text[]) as parent,"
+        " generate_series(1, 16) n,"
+        " (select min(lower_bound) as first from outbox.partition_registry) r"
+    )
+    other = add_endpoint(db)
+    events = {
+        "dead": add_event(db, payload=payload, ordering_key=MARK),
+        "kept": add_event(db, payload=payload, age="105 days", ordering_key=MARK),
+        "open": add_event(db, payload=payload, ordering_key=MARK),
+        "queued": add_event(db, payload=payload, queued=True),
+        "else": add_event(db, payload={"customer": {"name": "Bob"}}),
+        "foreign": add_event(db, "other", payload=payload),
+    }
+    add_finished(db, events["dead"], endpoint)
+    add_finished(db, events["dead"], other, "delivered")
+    add_finished(db, events["kept"], endpoint, ago="104 days")
+    add_finished(db, events["else"], endpoint)
+    add_open(db, events["open"], endpoint, ordering_key=MARK, ordering_seq=1)
+    db.execute(
+        "update outbox.recorded_attempts set response_body = convert_to('thanks, ' || %s, 'UTF8') where"
+        " event_id <> %s",
+        [MARK, events["else"]],
+    )
+    while value(db, "select outbox.drop_partitions()") > 0:
+        pass
+    assert value(db, "select count(*) from outbox.kept_events") == 1
+    return events
+
+
+def tables_with(db, text: str, workspace: str) -> list[str]:
+    """Name the tables with a row of this workspace that holds the text; bytea is looked at as text."""
+    found = []
+    for (table,) in db.execute(
+        "select c.table_name from information_schema.columns c join information_schema.tables t"
+        " using (table_schema, table_name) where table_schema = 'outbox' and column_name = 'workspace_id'"
+        " and table_type = 'BASE TABLE'"
+    ).fetchall():
+        encoded = text.encode().hex()
+        query = (
+            f"select exists (select from outbox.{table} t where workspace_id = %s"
+            " and (t::text like '%%' || %s || '%%' or t::text like '%%' || %s || '%%'))"
+        )
+        if value(db, query, workspace, text, encoded):
+            found.append(table)
+    return found
+
+
+def test_no_table_holds_the_data_after_an_erasure(db, story, endpoint):
+    """Payloads, ordering keys and answers are gone wherever they were; others keep theirs."""
+    assert len(tables_with(db, MARK, "ws")) >= 5
+    assert value(db, BY_PATH) == 4
+    assert tables_with(db, MARK, "ws") == []
+    for place in ("dead", "kept", "open", "queued"):
+        assert (
+            value(db, "select payload from outbox.event_log where event_id = %s", story[place]) == ERASED
+        ), place
+    assert value(db, "select count(*) from outbox.known_attempts where event_id = %s", story["dead"]) == 16
+    assert value(db, "select payload from outbox.event_log where event_id = %s", story["else"]) != ERASED
+    assert tables_with(db, MARK, "other")
+
+
+def test_an_erasure_is_recorded_without_what_it_erased(db, story):
+    """Who, when, why and how much stay; the path, which names the customer, does not."""
+    db.execute(BY_PATH)
+    row = db.execute(
+        "select kind, workspace_id, affected, reason, requested_by = session_user, state from"
+        " outbox.operations"
+    )
+    assert row.fetchall() == [("erase", "ws", 4, "request 17", True, "done")]
+    assert value(db, "select count(*) from outbox.operations o where o::text like %s", f"%{MARK}%") == 0
+
+
+def test_nothing_of_an_erased_event_goes_out_any_more(db, story, endpoint):
+    """Its open deliveries are canceled, its queue row goes nowhere, and no replay takes it."""
+    db.execute(BY_PATH)
+    assert delivery(db, story["open"], endpoint)["state"] == "canceled"
+    assert delivery(db, story["dead"], endpoint)["reason"] == "erased"
+    assert value(db, "select count(*) from outbox.canceled_events where event_id = %s", story["queued"]) == 1
+    with pytest.raises(psycopg.Error, match="erased"):
+        db.execute("select outbox.replay(%s)", [story["dead"]])
+    with pytest.raises(psycopg.Error, match="erased"):
+        db.execute("update outbox.deliveries set state = 'pending' where event_id = %s", [story["dead"]])
+    everything = "'{dead,delivered,canceled,missing}'"
+    newcomer = add_endpoint(db)
+    assert value(db, f"select outbox.replay_endpoint(%s, '-infinity', now(), {everything})", endpoint) == 1
+    assert value(db, f"select outbox.replay_endpoint(%s, '-infinity', now(), {everything})", newcomer) == 1
+    assert value(db, "select array_agg(distinct event_id) from outbox.open_deliveries") == [story["else"]]
+
+
+def test_erasure_by_event_ids_takes_those_and_no_more(db, story):
+    """The second form names the events; erasing them twice changes nothing more."""
+    call = "select outbox.erase(array[%s, gen_random_uuid()], 'request 18')"
+    assert value(db, call, story["open"]) == 1
+    assert value(db, call, story["open"]) == 0
+    assert value(db, "select payload from outbox.event_log where event_id = %s", story["dead"]) != ERASED
+
+
+@pytest.mark.parametrize("reason", [None, "", "  "])
+def test_an_erasure_without_a_reason_is_refused(db, story, reason):
+    """The record is worth nothing without the why."""
+    with pytest.raises(psycopg.Error) as refused:
+        db.execute("select outbox.erase(array[%s::uuid], %s)", [story["open"], reason])
+    assert refused.value.sqlstate == "OB011"
+    assert value(db, "select payload from outbox.event_log where event_id = %s", story["open"]) != ERASED
+
+
+def test_events_stay_immutable_for_everybody(db, story):
+    """Erasure needs no exception in the trigger: an UPDATE is refused for superusers as well."""
+    with pytest.raises(psycopg.Error, match="immutable"):
+        db.execute("update outbox.events set payload = '{\"erased\": true}'")

@@ -169,7 +169,7 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._status = status = self._parser.get_status_code()
         version = self._parser.get_http_version()
-        if version not in {"1.1", "1.0"} or status < 100 or status == 101:
+        if version not in {"1.1", "1.0"} or status < 100:
             self._refuse(f"the answer is not HTTP/1.1 (version {version}, status {status})")
         if status < 200:
             self._headers.clear()

@@ -119,18 +119,6 @@ class _Lookup:
     deadline: so the table's size is the true number of open questions.
     """
 
-    __slots__ = (
-        "_answers",
-        "_forget",
-        "_host",
-        "_open",
-        "_problems",
-        "_timer",
-        "addresses",
-        "done",
-        "problem",
-    )
-
     def __init__(
         self, host: str, channel: aiodns.DNSResolver, deadline_seconds: float, forget: Callable[[str], None]
     ) -> None:
@@ -151,10 +139,8 @@ class _Lookup:
         error = question.exception()
         if error is None:
             self._answers[family] = _addresses(question.result())
-        elif isinstance(error, aiodns.error.DNSError):
-            self._problems.append((error.args[0], error.args[1]))
         else:
-            self._problems.append((-1, type(error).__name__))
+            self._problems.append((error.args[0], str(error.args[-1])))
         self._open -= 1
         if not self._open:
             self._finish()

@@ -181,11 +181,19 @@ MANY = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: v\r\n" % n for n in range(10_00
     [
         act.raw(LONG_BLOCK),
         act.raw(MANY),
+        act.raw(b"HTTP/1.1 200 OK\r\n" + b"A:\r\n" * 257 + b"\r\n"),
         act.raw(b"HTTP/1.1 200 OK\r\nX: " + b"v" * 110_000 + b"\r\n\r\n"),
         act.endless_body(b"HTTP/1.1 200 OK\r\nX: "),
         act.endless_body(b"", b"HTTP/1.1 103 Early\r\n\r\n" * 1000),
     ],
-    ids=["110-KB", "10,000-headers", "one-header-of-110-KB", "an-endless-header", "a-flood-of-103"],
+    ids=[
+        "110-KB",
+        "10,000-headers",
+        "257-headers",
+        "one-header-of-110-KB",
+        "an-endless-header",
+        "a-flood-of-103",
+    ],
 )
 async def test_T15_too_much_before_the_body_is_a_protocol_failure(receiver, behaviour):
     """A header block has a limit, however it is made up, and memory stays flat."""

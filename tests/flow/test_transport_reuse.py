@@ -191,16 +191,6 @@ async def test_a_refused_connection_is_a_connect_error_without_the_path(receiver
     assert "B000" not in outcome.error
 
 
-async def test_a_url_that_the_policy_refuses_gets_no_connection(receiver):
-    """Plain http, an address or a port that is not allowed is refused before anything is opened."""
-    strict = EgressPolicy(frozenset({443}), False, False)
-    async with open_transport(strict) as transport:
-        outcome = await transport.send(request_to(receiver, path="token"))
-    assert outcome.failure is Failure.BLOCKED_ADDRESS
-    assert "token" not in outcome.error
-    assert receiver.connections == 0
-
-
 @pytest.mark.parametrize(
     "header",
     [("x-a", "ü"), ("x-a", "1\r\nx-b: 2"), ("x-a", "1\n2"), ("x-a", "\0"), ("x a", "1"), ("", "1"),

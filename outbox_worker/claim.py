@@ -12,14 +12,22 @@ import asyncio
 import time
 from collections import Counter
 from functools import partial
-from uuid import UUID
+from typing import TYPE_CHECKING
 
-from outbox_worker.flights import Flights
-from outbox_worker.limits import Lanes
-from outbox_worker.store import Leased, Store, while_database_returns
+from outbox_worker.database import while_database_returns
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from outbox_worker.flights import Flights
+    from outbox_worker.limits import Lanes
+    from outbox_worker.model import Leased
+    from outbox_worker.store import Store
 
 
-async def claim_loop(store: Store, flights: Flights, lanes: Lanes, poll_seconds: float, stopping: asyncio.Event) -> None:
+async def claim_loop(
+    store: Store, flights: Flights, lanes: Lanes, poll_seconds: float, stopping: asyncio.Event
+) -> None:
     while not stopping.is_set():
         if await claim_once(store, flights, lanes) == 0:
             await room_or_timer(flights, lanes, poll_seconds)
@@ -43,7 +51,11 @@ async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     sent = time.monotonic()
     leases = await while_database_returns(partial(store.claim, asks))
     got = counted(leases)
-    keyed = [(lane, room - got[lane.endpoint_id]) for lane, room in asks if lane.keyed and room > got[lane.endpoint_id]]
+    keyed = [
+        (lane, room - got[lane.endpoint_id])
+        for lane, room in asks
+        if lane.keyed and room > got[lane.endpoint_id]
+    ]
     for leased in leases:
         marks = lanes.lane(leased.delivery.endpoint_id).marks
         priority = leased.delivery.priority

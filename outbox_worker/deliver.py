@@ -20,7 +20,9 @@ LOCAL_PAUSE: Final = timedelta(seconds=1)
 """How long a delivery rests after a fault of our own; no attempt is counted."""
 
 
-async def deliver(delivery: Delivery, endpoint: Endpoint, *, send: Send, started_at: datetime, jitter: float) -> Settlement:
+async def deliver(
+    delivery: Delivery, endpoint: Endpoint, *, send: Send, started_at: datetime, jitter: float
+) -> Settlement:
     request = prepare(delivery, endpoint, started_at)
     outcome = await send(request)
     return settlement(delivery, endpoint, outcome, started_at, jitter)
@@ -31,7 +33,9 @@ def prepare(delivery: Delivery, endpoint: Endpoint, at: datetime) -> Request:
     headers = [
         ("content-type", "application/json"),
         ("user-agent", USER_AGENT),
-        *signing.signature_headers(event_id, int(at.timestamp()), delivery.body, endpoint.secrets, endpoint.signature_header),
+        *signing.signature_headers(
+            event_id, int(at.timestamp()), delivery.body, endpoint.secrets, endpoint.signature_header
+        ),
         ("webhook-attempt", str(delivery.attempt_no)),
     ]
     if delivery.traceparent is not None:
@@ -39,7 +43,9 @@ def prepare(delivery: Delivery, endpoint: Endpoint, at: datetime) -> Request:
     return Request(endpoint.url, (*headers, *endpoint.headers), delivery.body, endpoint.timeout_seconds)
 
 
-def settlement(delivery: Delivery, endpoint: Endpoint, outcome: Outcome, started_at: datetime, jitter: float) -> Settlement:
+def settlement(
+    delivery: Delivery, endpoint: Endpoint, outcome: Outcome, started_at: datetime, jitter: float
+) -> Settlement:
     verdict = classify.classify(outcome, delivery.failed_count + 1, len(endpoint.retry_schedule))
     retry_in = None
     if verdict is Verdict.RETRY:

@@ -13,16 +13,22 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
 from outbox_worker.backoff import DEFAULT_SCHEDULE
+from outbox_worker.database import while_database_returns
 from outbox_worker.egress import header_problem
 from outbox_worker.errors import Unreadable
 from outbox_worker.model import Endpoint
 from outbox_worker.signing import decode_secret
-from outbox_worker.store import Row, Store, while_database_returns
 from outbox_worker.vault import Keyring, SealedFor
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from outbox_worker.rows import Row
+    from outbox_worker.store import Store
 
 REMEMBERED = 20_000
 """Endpoints kept in memory; the longest unused goes first."""
@@ -86,14 +92,28 @@ class EndpointBook:
             telemetry.endpoint_held(row[0], str(error))
             await self.store.call("hold_endpoint", row[0], row[2])
             return None
-        self.entries[endpoint.endpoint_id] = Entry(endpoint, time.monotonic() + row[8] if row[8] and row[8] > 0 else float("inf"))
+        self.entries[endpoint.endpoint_id] = Entry(
+            endpoint, time.monotonic() + row[8] if row[8] and row[8] > 0 else float("inf")
+        )
         self.entries.move_to_end(endpoint.endpoint_id)
         while len(self.entries) > REMEMBERED:
             self.entries.popitem(last=False)
         return endpoint
 
     def read(self, row: Row) -> Endpoint:
-        endpoint_id, workspace_id, version, url, timeout, schedule, secret, previous, _, headers, signature_header = row
+        (
+            endpoint_id,
+            workspace_id,
+            version,
+            url,
+            timeout,
+            schedule,
+            secret,
+            previous,
+            _,
+            headers,
+            signature_header,
+        ) = row
         expected = SealedFor(workspace_id, endpoint_id, url)
         if secret is None:
             raise Unreadable("opening the secret: there is none")

@@ -24,7 +24,7 @@ class ConfigError(OutboxError):
     exit_code = 2
 
 
-class DatabaseUnavailable(OutboxError):  # noqa: N818  (the name says the state, as psycopg's do)
+class DatabaseUnavailable(OutboxError):
     exit_code = 3
 
 
@@ -41,9 +41,9 @@ class MigrationDrift(SchemaError): ...
 class MigrationFailed(SchemaError): ...
 
 
-class EgressRefused(OutboxError):  # noqa: N818
+class EgressRefused(OutboxError):
     """The address or URL is not one that this worker may connect to; not one byte was sent."""
 
 
-class Unreadable(OutboxError):  # noqa: N818
+class Unreadable(OutboxError):
     """A sealed blob could not be opened, or was sealed for another workspace, endpoint or origin."""

@@ -8,24 +8,31 @@ If it dies: the statement rolls back and the events wait for the next worker.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from outbox_worker import telemetry
-from outbox_worker.flights import Flights
+from outbox_worker.database import while_database_returns
 from outbox_worker.limits import START_LIMIT, Lanes
-from outbox_worker.store import FanOutAsk, FannedOut, Room, Store, while_database_returns
+from outbox_worker.model import FannedOut, FanOutAsk, Room
 from outbox_worker.wakeup import WakeUp, WakeUps
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from outbox_worker.flights import Flights
+    from outbox_worker.store import Store
 
 BATCH = 400
 BUCKETS = 256
 UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
 PRIORITIES = 3
+TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
 WINDOW = 32
 """Buckets that one fair round looks into beside those known to be full; urgent events are looked for in all."""
 DOORBELL_PAUSE = 0.02
@@ -36,6 +43,7 @@ class Reader:
     """How far the queue was read: marks above which nothing is dead, and who is known to wait."""
 
     def __init__(self) -> None:
+        self.batch = BATCH
         self.mark = 0
         self.marks: dict[tuple[int, int], int] = {}
         self.full: set[tuple[int, int]] = set()
@@ -52,21 +60,25 @@ class Reader:
             self.marks.clear()
             self.swept_at = now
         if not self.fair:
-            return FanOutAsk(fair=False, mark=self.mark, batch=BATCH)
+            return FanOutAsk(fair=False, mark=self.mark, batch=self.batch)
         places = {(0, bucket) for bucket in range(BUCKETS)} | self.full
         places |= {(p, (self.window + i) % BUCKETS) for p in range(1, PRIORITIES) for i in range(WINDOW)}
         self.window = (self.window + WINDOW) % BUCKETS
-        quota = max(8, BATCH // max(1, len(self.full)))
-        shares = [(p, b, self.marks.get((p, b), 0), quota if p < PRIORITIES - 1 else max(4, quota // 2)) for p, b in sorted(places)]
-        return FanOutAsk(fair=True, mark=0, batch=BATCH, shares=shares)
+        quota = max(8, self.batch // max(1, len(self.full)))
+        shares = [
+            (p, b, self.marks.get((p, b), 0), quota if p < PRIORITIES - 1 else max(4, quota // 2))
+            for p, b in sorted(places)
+        ]
+        return FanOutAsk(fair=True, mark=0, batch=self.batch, shares=shares)
 
     def learn(self, ask: FanOutAsk, result: FannedOut, seconds: float) -> None:
         """Move the marks; turn to fair rounds while more waits than one batch holds."""
+        self.batch = min(self.batch + 10, BATCH)
         if not ask.fair:
             self.mark = max([self.mark, *(seq for seq, _, _ in result.taken)])
             if ask.mark == 0:
                 self.sweep_pause = max(0.25, 20 * seconds)
-            if len(result.taken) >= BATCH:
+            if len(result.taken) >= ask.batch:
                 self.fair = True
                 self.windows_left = BUCKETS // WINDOW
             return
@@ -122,13 +134,15 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
     sent = time.monotonic()
     ask = reader.ask(sent)
     room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), max(flights.free, 0))
+    fan_out = partial(store.fan_out, ask, room)
     try:
         try:
-            result = await while_database_returns(partial(store.fan_out, ask, room))
+            result = await while_database_returns(fan_out, but=TOO_SLOW)
         except psycopg.errors.UniqueViolation:  # a replay made one of these deliveries before its fan-out
-            result = await while_database_returns(partial(store.fan_out, ask, room, careful=True))
-    except psycopg.errors.QueryCanceled:
-        await set_slow_filters_aside(store)
+            result = await while_database_returns(partial(fan_out, careful=True), but=TOO_SLOW)
+    except TOO_SLOW:
+        reader.batch = max(reader.batch // 2, 10)
+        await set_slow_filters_aside(store, reader.batch)
         return 1
     now = time.monotonic()
     reader.learn(ask, result, now - sent)
@@ -150,14 +164,21 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
         await while_database_returns(partial(store.notify, "shards:" + ",".join(map(str, sorted(others)))))
     if result.waiting:
         flights.room_changed.set()
-    telemetry.event_fanned_out(len(result.taken), len(result.handed_over) + len(result.waiting), len(result.handed_over))
+    telemetry.event_fanned_out(
+        len(result.taken), len(result.handed_over) + len(result.waiting), len(result.handed_over)
+    )
     return len(result.taken)
 
 
-async def set_slow_filters_aside(store: Store) -> None:
+async def set_slow_filters_aside(store: Store, batch: int) -> None:
     """A batch ran into the deadline: find whose filter it was, by halves, and let it match nothing."""
-    for endpoint_id in await while_database_returns(partial(store.slow_filters, BATCH)):
+    for endpoint_id in await while_database_returns(partial(store.slow_filters, batch)):
         await while_database_returns(
-            partial(store.call, "quarantine_filter", endpoint_id, "the filter ran past its deadline and matches nothing until it is changed")
+            partial(
+                store.call,
+                "quarantine_filter",
+                endpoint_id,
+                "the filter ran past its deadline and matches nothing until it is changed",
+            )
         )
         telemetry.filter_quarantined(endpoint_id)

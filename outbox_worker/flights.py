@@ -12,18 +12,31 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from outbox_worker import telemetry
 from outbox_worker.deliver import Send, deliver
-from outbox_worker.endpoint_book import EndpointBook
-from outbox_worker.limits import Lane, Lanes
 from outbox_worker.model import Delivery, Endpoint, Failure, Outcome, Settlement, Verdict
-from outbox_worker.store import Leased
 
-UNREACHABLE = frozenset({Failure.CONNECT_TIMEOUT, Failure.CONNECT_ERROR, Failure.TIMEOUT, Failure.DNS_ERROR, Failure.TLS, Failure.AMBIGUOUS})
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outbox_worker.endpoint_book import EndpointBook
+    from outbox_worker.limits import Lane, Lanes
+    from outbox_worker.model import Leased
+
+UNREACHABLE = frozenset(
+    {
+        Failure.CONNECT_TIMEOUT,
+        Failure.CONNECT_ERROR,
+        Failure.TIMEOUT,
+        Failure.DNS_ERROR,
+        Failure.TLS,
+        Failure.AMBIGUOUS,
+    }
+)
 
 
 class Flights:
@@ -76,9 +89,13 @@ class Flights:
             host = urlsplit(endpoint.url).netloc if endpoint is not None else ""
             was_suspect = lane.suspect
             self.lanes.started(leased.delivery.endpoint_id, host)
-            self.tasks.create_task(self.fly_one(leased, lane, host, was_suspect=was_suspect, claimed_before=claimed_before))
+            self.tasks.create_task(
+                self.fly_one(leased, lane, host, was_suspect=was_suspect, claimed_before=claimed_before)
+            )
 
-    async def fly_one(self, leased: Leased, lane: Lane, host: str, *, was_suspect: bool, claimed_before: float) -> None:
+    async def fly_one(
+        self, leased: Leased, lane: Lane, host: str, *, was_suspect: bool, claimed_before: float
+    ) -> None:
         received = time.monotonic()
         delivery = leased.delivery
         settlement = None
@@ -111,7 +128,11 @@ class Flights:
 
     def may_start(self, endpoint: Endpoint, now: float, claimed_before: float) -> bool:
         needed = endpoint.timeout_seconds + self.margin_seconds
-        return not self.draining and claimed_before + self.lease_seconds - now >= needed and self.presence_until() - now >= needed
+        return (
+            not self.draining
+            and claimed_before + self.lease_seconds - now >= needed
+            and self.presence_until() - now >= needed
+        )
 
     def learn(self, lane: Lane, outcome: Outcome, verdict: Verdict) -> None:
         if verdict is Verdict.DELIVERED:

@@ -12,7 +12,10 @@ import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from uuid import UUID
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 START_LIMIT = 8.0
 """Requests at once to an endpoint that we know nothing about."""
@@ -125,7 +128,9 @@ class Lanes:
 
     def configure(self, endpoint_id: UUID, max_in_flight: int | None, max_per_second: float | None) -> Lane:
         lane = self.lane(endpoint_id)
-        lane.max_in_flight = min(max_in_flight or self.endpoint_limit, max(self.endpoint_limit, max_in_flight or 0))
+        lane.max_in_flight = min(
+            max_in_flight or self.endpoint_limit, max(self.endpoint_limit, max_in_flight or 0)
+        )
         lane.max_per_second = max_per_second
         return lane
 
@@ -196,7 +201,10 @@ class Lanes:
             if lane.due_at <= now or lane.keyed or lane.max_per_second is not None:
                 rooms[endpoint_id] = (0, lane.in_flight)
             elif lane.suspect:
-                rooms[endpoint_id] = (min(lane.room(now), max(0, self.suspect_slots - self.suspects_in_flight)), lane.in_flight)
+                rooms[endpoint_id] = (
+                    min(lane.room(now), max(0, self.suspect_slots - self.suspects_in_flight)),
+                    lane.in_flight,
+                )
             elif lane.in_flight or lane.limit != START_LIMIT:
                 rooms[endpoint_id] = (lane.room(now), lane.in_flight)
         return rooms

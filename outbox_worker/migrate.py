@@ -13,15 +13,18 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
 from outbox_worker import sqlfiles
 from outbox_worker.errors import DatabaseUnavailable, MigrationDrift, MigrationFailed, SchemaTooOld
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 MINIMUM_SERVER = 150000
 LOCK_KEY = (0x6F757462, 1)  # "outb"; key 1 is migrate, key 2 the doorbell, key 3 upkeep
@@ -53,7 +56,9 @@ class Step:
     text: str
 
 
-def migrate(conninfo: str, *, report: Callable[[str], None] = lambda _line: None, lock_seconds: float = 60) -> list[str]:
+def migrate(
+    conninfo: str, *, report: Callable[[str], None] = lambda _line: None, lock_seconds: float = 60
+) -> list[str]:
     """Apply what is missing and return the names of the files applied."""
     with connected(conninfo) as connection:
         check_server(connection)
@@ -113,7 +118,9 @@ def require_schema(connection: psycopg.Connection[tuple[object, ...]]) -> str | 
 @contextmanager
 def connected(conninfo: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
     try:
-        connection = psycopg.connect(conninfo, autocommit=True, connect_timeout=10, application_name="outbox-migrate")
+        connection = psycopg.connect(
+            conninfo, autocommit=True, connect_timeout=10, application_name="outbox-migrate"
+        )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(
             f"connecting to the database: {error}. Check OUTBOX_OWNER_DATABASE_URL or OUTBOX_DATABASE_URL, "
@@ -206,7 +213,10 @@ def catalogue_statement(types: list[dict[str, object]]) -> str:
 
 
 def pending_definitions(connection: psycopg.Connection[tuple[object, ...]]) -> list[Step]:
-    applied = dict(connection.execute("select name, sha256 from outbox.schema_definitions").fetchall())
+    applied = {
+        str(name): str(sha256)
+        for name, sha256 in connection.execute("select name, sha256 from outbox.schema_definitions")
+    }
     return [step for step in all_definitions(connection) if applied.get(step.name) != step.sha256]
 
 

@@ -7,9 +7,13 @@ Verdict is what we decide, Settlement is what is written.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import StrEnum
-from uuid import UUID
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+    from uuid import UUID
 
 
 class Failure(StrEnum):
@@ -99,3 +103,41 @@ class Settlement:
     verdict: Verdict
     retry_in: timedelta | None  # set exactly when the verdict is RETRY
     started_at: datetime  # database clock
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A delivery under our lease, and the database's clock when it was claimed."""
+
+    delivery: Delivery
+    next_attempt_at: datetime
+    claimed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FanOutAsk:
+    """Which part of the queue to take: all in order, or a share of each bucket."""
+
+    fair: bool
+    mark: int
+    batch: int
+    shares: Sequence[tuple[int, int, int, int]] = ()  # priority, bucket, mark, quota
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What this worker can take over at once."""
+
+    shards: Sequence[int]
+    endpoints: dict[UUID, tuple[int, int]]  # room and requests in flight, where not untouched
+    default: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FannedOut:
+    taken: list[tuple[int, int, int]]  # seq, bucket, priority of each event
+    handed_over: list[Leased]
+    waiting: list[tuple[UUID, int, datetime]]  # endpoint, shard, due: inserted as pending
+    endpoints: dict[UUID, tuple[int, int]]  # shard and most in flight of each endpoint met
+    found_at: datetime

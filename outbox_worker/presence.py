@@ -11,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
-from outbox_worker.flights import Flights
-from outbox_worker.limits import Lanes
-from outbox_worker.store import Store, while_database_returns
+from outbox_worker.database import while_database_returns
 from outbox_worker.sweep import sweep_once
+
+if TYPE_CHECKING:
+    from outbox_worker.flights import Flights
+    from outbox_worker.limits import Lanes
+    from outbox_worker.store import Store
 
 
 class Presence:
@@ -59,7 +63,9 @@ class Presence:
         return gained
 
 
-async def presence_loop(store: Store, presence: Presence, flights: Flights, lanes: Lanes, stopped: asyncio.Event) -> None:
+async def presence_loop(
+    store: Store, presence: Presence, flights: Flights, lanes: Lanes, stopped: asyncio.Event
+) -> None:
     """Until the last request has ended: a draining worker is still present."""
     while not stopped.is_set():
         await while_database_returns(partial(renew_and_balance, store, presence, flights, lanes))

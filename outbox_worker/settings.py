@@ -18,48 +18,82 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from outbox_worker.errors import ConfigError
 
 PREFIX = "OUTBOX_"
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(lambda text: split(text))]
 
 
 def split(text: object) -> object:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
 
 
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(split)]
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    database_url: SecretStr = Field(description="Database the worker and the commands use (role outbox_worker or better).")
-    owner_database_url: SecretStr | None = Field(
-        None, description="Database login that may become outbox_owner; used by migrate and keygen. Default: OUTBOX_DATABASE_URL."
+    database_url: SecretStr = Field(
+        description="Database the worker and the commands use (role outbox_worker or better)."
     )
-    vault_key: SecretStr | None = Field(None, description="The private vault keys themselves, armored, one after the other.")
-    vault_key_file: Path | None = Field(None, description="File or folder with the private vault keys (outbox-worker keygen).")
-    poll_only: bool = Field(False, description="No LISTEN and no prepared statements: behind a transaction pooler.")
+    owner_database_url: SecretStr | None = Field(
+        None,
+        description="Database login that may become outbox_owner; used by migrate and keygen. Default: OUTBOX_DATABASE_URL.",
+    )
+    vault_key: SecretStr | None = Field(
+        None, description="The private vault keys themselves, armored, one after the other."
+    )
+    vault_key_file: Path | None = Field(
+        None, description="File or folder with the private vault keys (outbox-worker keygen)."
+    )
+    poll_only: bool = Field(
+        False, description="No LISTEN and no prepared statements: behind a transaction pooler."
+    )
     poll_ms: int = Field(250, ge=10, le=60_000, description="Longest wait between two looks at the queue.")
     processes: int = Field(1, ge=1, le=64, description="Worker processes that `run` starts.")
     max_in_flight: int = Field(1000, ge=1, le=20_000, description="Most requests at once in one process.")
     endpoint_max_in_flight: int = Field(
-        128, ge=1, le=10_000, description="Most requests at once to one endpoint, where its row names no limit."
+        128,
+        ge=1,
+        le=10_000,
+        description="Most requests at once to one endpoint, where its row names no limit.",
     )
-    host_max_in_flight: int = Field(256, ge=1, le=20_000, description="Most requests at once to one host in one process.")
+    host_max_in_flight: int = Field(
+        256, ge=1, le=20_000, description="Most requests at once to one host in one process."
+    )
     suspect_share: float = Field(
         0.2, gt=0, le=1, description="Share of the slots that all endpoints which time out may hold together."
     )
-    connect_timeout_seconds: float = Field(5, ge=0.1, le=60, description="Deadline for lookup, connection and TLS together.")
-    request_timeout_seconds: float = Field(15, ge=0.1, le=60, description="Deadline for the whole exchange; an endpoint's own may be lower.")
-    lease_seconds: float = Field(60, ge=1, le=3600, description="Time a claim is good for; at least 4 times the request timeout.")
+    connect_timeout_seconds: float = Field(
+        5, ge=0.1, le=60, description="Deadline for lookup, connection and TLS together."
+    )
+    request_timeout_seconds: float = Field(
+        15, ge=0.1, le=60, description="Deadline for the whole exchange; an endpoint's own may be lower."
+    )
+    lease_seconds: float = Field(
+        60, ge=1, le=3600, description="Time a claim is good for; at least 4 times the request timeout."
+    )
     settle_margin_seconds: float = Field(
-        5, ge=0.1, le=60, description="Time kept for recording: no request starts with less lease than its deadline and this."
+        5,
+        ge=0.1,
+        le=60,
+        description="Time kept for recording: no request starts with less lease than its deadline and this.",
     )
     database_timeout_seconds: float = Field(10, ge=0.5, le=300, description="Deadline of one database call.")
-    max_response_bytes: int = Field(16_384, ge=0, le=1_048_576, description="Bytes of a response body that are read and kept.")
-    deny_networks: Networks = Field((), description="Networks never connected to, beside the built-in list: your database, your VPC.")
+    max_response_bytes: int = Field(
+        16_384, ge=0, le=1_048_576, description="Bytes of a response body that are read and kept."
+    )
+    deny_networks: Networks = Field(
+        (), description="Networks never connected to, beside the built-in list: your database, your VPC."
+    )
     allow_networks: Networks = Field(
-        (), description="Private networks that may be connected to in spite of the built-in list; never a metadata address."
+        (),
+        description="Private networks that may be connected to in spite of the built-in list; never a metadata address.",
     )
     ca_file: Path | None = Field(None, description="Additional certificate authorities for endpoints, PEM.")
-    drain_seconds: float = Field(20, ge=0, le=600, description="Longest wait for requests in flight after SIGTERM.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged.")
+    drain_seconds: float = Field(
+        20, ge=0, le=600, description="Longest wait for requests in flight after SIGTERM."
+    )
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged."
+    )
 
     @model_validator(mode="after")
     def relations(self) -> Self:
@@ -101,7 +135,9 @@ def load() -> Settings:
     try:
         return Settings(**from_files)  # type: ignore[arg-type]  # pydantic turns text into what each field is
     except ValidationError as error:
-        faults = "; ".join(describe(fault["loc"], fault["msg"], fault["type"]) for fault in error.errors(include_input=False))
+        faults = "; ".join(
+            describe(fault["loc"], fault["msg"], fault["type"]) for fault in error.errors(include_input=False)
+        )
         raise ConfigError(f"read the environment: {faults}. See the README's table of settings.") from None
 
 

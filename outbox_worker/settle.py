@@ -8,17 +8,22 @@ If it dies: the leases expire, upkeep reaps them, the endpoints may see the same
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from outbox_worker import telemetry
-from outbox_worker.flights import Flights
-from outbox_worker.limits import Lanes
+from outbox_worker.database import while_database_returns
 from outbox_worker.model import Settlement, Verdict
-from outbox_worker.store import Store, while_database_returns
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from outbox_worker.flights import Flights
+    from outbox_worker.limits import Lanes
+    from outbox_worker.store import Store
 
 MOST_AT_ONCE = 400
 
@@ -51,10 +56,17 @@ async def record(store: Store, batch: list[Settlement], lanes: Lanes) -> None:
     """Write a batch; halve it when the database refuses its content, until the bad one stands alone."""
     try:
         rows = await while_database_returns(partial(store.settle, batch))
-    except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError) as error:
+    except (
+        psycopg.DataError,
+        psycopg.IntegrityError,
+        psycopg.ProgrammingError,
+        psycopg.InternalError,
+    ) as error:
         if len(batch) == 1:
             delivery = batch[0].delivery
-            telemetry.settlement_failed(delivery.event_id, delivery.endpoint_id, f"{type(error).__name__}: {error.sqlstate}")
+            telemetry.settlement_failed(
+                delivery.event_id, delivery.endpoint_id, f"{type(error).__name__}: {error.sqlstate}"
+            )
             return
         middle = len(batch) // 2
         await record(store, batch[:middle], lanes)
@@ -63,7 +75,10 @@ async def record(store: Store, batch: list[Settlement], lanes: Lanes) -> None:
     applied = {(row[0], row[1]): row[2] for row in rows}
     for settlement in batch:
         delivery = settlement.delivery
-        if not applied.get((delivery.event_id, delivery.endpoint_id)) and settlement.verdict is not Verdict.NOT_ATTEMPTED:
+        if (
+            not applied.get((delivery.event_id, delivery.endpoint_id))
+            and settlement.verdict is not Verdict.NOT_ATTEMPTED
+        ):
             telemetry.settlement_late(delivery.event_id, delivery.endpoint_id, delivery.attempt_no)
         elif settlement.retry_in is not None:
             lanes.work_is_due(delivery.endpoint_id, time.monotonic() + settlement.retry_in.total_seconds())

@@ -9,12 +9,16 @@ If it dies: the next sweep finds the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
-from outbox_worker.flights import Flights
-from outbox_worker.limits import Lanes
-from outbox_worker.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from outbox_worker.flights import Flights
+    from outbox_worker.limits import Lanes
+    from outbox_worker.store import Store
 
 
 async def sweep_once(store: Store, flights: Flights, lanes: Lanes, shards: Sequence[int]) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from uuid import UUID
 
 import structlog
 
-from outbox_worker.model import Endpoint, Settlement
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from outbox_worker.model import Endpoint, Settlement
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -57,7 +60,11 @@ def worker_stopped() -> None:
 
 
 def presence_lost(worker_no: int) -> None:
-    log.warning("presence.lost", worker_no=worker_no, do="a new number is taken; check for long pauses of this process")
+    log.warning(
+        "presence.lost",
+        worker_no=worker_no,
+        do="a new number is taken; check for long pauses of this process",
+    )
 
 
 def shards_changed(owned: int) -> None:
@@ -69,7 +76,11 @@ def event_fanned_out(events: int, deliveries: int, handed_over: int) -> None:
 
 
 def filter_quarantined(endpoint_id: UUID) -> None:
-    log.warning("filter.quarantined", endpoint_id=str(endpoint_id), do="change the endpoint's filter: it ran past its deadline")
+    log.warning(
+        "filter.quarantined",
+        endpoint_id=str(endpoint_id),
+        do="change the endpoint's filter: it ran past its deadline",
+    )
 
 
 def delivery_attempted(settlement: Settlement, endpoint: Endpoint) -> None:
@@ -92,7 +103,12 @@ def delivery_attempted(settlement: Settlement, endpoint: Endpoint) -> None:
 
 
 def delivery_crashed(event_id: UUID, endpoint_id: UUID) -> None:
-    log.exception("delivery.crashed", event_id=str(event_id), endpoint_id=str(endpoint_id), do="report this; the lease expires")
+    log.error(
+        "delivery.crashed",
+        event_id=str(event_id),
+        endpoint_id=str(endpoint_id),
+        do="report this; the lease expires",
+    )
 
 
 def delivery_released(count: int, why: str) -> None:
@@ -100,15 +116,33 @@ def delivery_released(count: int, why: str) -> None:
 
 
 def settlement_late(event_id: UUID, endpoint_id: UUID, attempt: int) -> None:
-    log.warning("lease.lost", event_id=str(event_id), endpoint_id=str(endpoint_id), attempt=attempt, kept_in="outbox.late_results")
+    log.warning(
+        "lease.lost",
+        event_id=str(event_id),
+        endpoint_id=str(endpoint_id),
+        attempt=attempt,
+        kept_in="outbox.late_results",
+    )
 
 
 def settlement_failed(event_id: UUID, endpoint_id: UUID, error: str) -> None:
-    log.error("settlement.failed", event_id=str(event_id), endpoint_id=str(endpoint_id), error=error, do="report this; the lease expires")
+    log.error(
+        "settlement.failed",
+        event_id=str(event_id),
+        endpoint_id=str(endpoint_id),
+        error=error,
+        do="report this; the lease expires",
+    )
 
 
 def lease_reaped(event_id: UUID, endpoint_id: UUID, lost_count: int, *, crash_loop: bool) -> None:
-    log.warning("lease.reaped", event_id=str(event_id), endpoint_id=str(endpoint_id), lost_count=lost_count, crash_loop=crash_loop)
+    log.warning(
+        "lease.reaped",
+        event_id=str(event_id),
+        endpoint_id=str(endpoint_id),
+        lost_count=lost_count,
+        crash_loop=crash_loop,
+    )
 
 
 def endpoint_disabled(endpoint_id: UUID) -> None:
@@ -116,7 +150,12 @@ def endpoint_disabled(endpoint_id: UUID) -> None:
 
 
 def endpoint_held(endpoint_id: UUID, why: str) -> None:
-    log.error("endpoint.held", endpoint_id=str(endpoint_id), why=why, do="rotate the secret or bring back the vault key")
+    log.error(
+        "endpoint.held",
+        endpoint_id=str(endpoint_id),
+        why=why,
+        do="rotate the secret or bring back the vault key",
+    )
 
 
 def database_lost(error: str) -> None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
-from outbox_worker.flights import Flights
+from outbox_worker.database import while_database_returns
 from outbox_worker.limits import LATENCY_BUCKETS, Lane, Lanes
-from outbox_worker.presence import Presence
-from outbox_worker.store import Store, while_database_returns
 from outbox_worker.sweep import sweep_once
-from outbox_worker.wakeup import WakeUp
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from outbox_worker.flights import Flights
+    from outbox_worker.presence import Presence
+    from outbox_worker.store import Store
+    from outbox_worker.wakeup import WakeUp
 
 SHARDS_AT_ONCE = 8
 SLICE = 500
@@ -26,7 +31,12 @@ SLICE = 500
 
 
 async def sweep_loop(
-    store: Store, flights: Flights, lanes: Lanes, presence: Presence, wanted: asyncio.Queue[WakeUp], stopping: asyncio.Event
+    store: Store,
+    flights: Flights,
+    lanes: Lanes,
+    presence: Presence,
+    wanted: asyncio.Queue[WakeUp],
+    stopping: asyncio.Event,
 ) -> None:
     """Sweep what a hint names at once, everything once a second or, if that is long, a twentieth of the time."""
     pause = 1.0
@@ -38,7 +48,9 @@ async def sweep_loop(
             started = time.monotonic()
             owned = sorted(presence.shards)
             for i in range(0, len(owned), SHARDS_AT_ONCE):
-                await while_database_returns(partial(sweep_once, store, flights, lanes, owned[i : i + SHARDS_AT_ONCE]))
+                await while_database_returns(
+                    partial(sweep_once, store, flights, lanes, owned[i : i + SHARDS_AT_ONCE])
+                )
             pause = max(1.0, 20 * (time.monotonic() - started))
         else:
             if wakeup.balance:
@@ -92,7 +104,11 @@ async def alarm_once(store: Store) -> int:
 async def report_once(store: Store, lanes: Lanes, *, everything: bool) -> int:
     """Append what changed: circuits at once, the minute's counts of every active endpoint each minute."""
     now = time.monotonic()
-    reported = [lane for lane in lanes.lanes.values() if lane.changed or (everything and (lane.attempts or lane.waits_for(now)))]
+    reported = [
+        lane
+        for lane in lanes.lanes.values()
+        if lane.changed or (everything and (lane.attempts or lane.waits_for(now)))
+    ]
     if reported:
         await store.report([report_of(lane, now) for lane in reported])
     for lane in reported:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 import pysequoia
 from pysequoia.packet import Packet, PacketPile, Tag
 
 from outbox_worker.egress import origin
 from outbox_worker.errors import ConfigError, Unreadable
-from outbox_worker.settings import Settings
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from outbox_worker.settings import Settings
 
 BEGIN, END = "-----BEGIN PGP PRIVATE KEY BLOCK-----", "-----END PGP PRIVATE KEY BLOCK-----"
 
@@ -52,12 +54,16 @@ class Keyring:
         key_id = recipient(sealed)
         decryptor = self.decryptors.get(key_id)
         if decryptor is None:
-            raise Unreadable(f"opening the {kind}: it is sealed for key {key_id}, which is not in the keyring")
+            raise Unreadable(
+                f"opening the {kind}: it is sealed for key {key_id}, which is not in the keyring"
+            )
         try:
             opened = pysequoia.decrypt(sealed, decryptor=decryptor)
             envelope = json.loads(opened.bytes or b"")
         except Exception as error:  # noqa: BLE001  (pysequoia raises bare Exception, with a backtrace in its text)
-            raise Unreadable(f"opening the {kind}: damaged or not sealed by this database ({type(error).__name__})") from None
+            raise Unreadable(
+                f"opening the {kind}: damaged or not sealed by this database ({type(error).__name__})"
+            ) from None
         wanted = {
             "workspace_id": expected.workspace_id,
             "endpoint_id": str(expected.endpoint_id),
@@ -88,7 +94,9 @@ def generate_key() -> tuple[str, bytes]:
     key with several subkeys, so the signing subkey that comes with a new key is left out.
     """
     full = pysequoia.Tsk.generate(
-        user_id="outbox-worker vault", profile=pysequoia.Profile.RFC4880, cipher_suite=pysequoia.CipherSuite.RSA3k
+        user_id="outbox-worker vault",
+        profile=pysequoia.Profile.RFC4880,
+        cipher_suite=pysequoia.CipherSuite.RSA3k,
     )
     kept: list[Packet] = []
     packets = list(PacketPile.from_bytes(bytes(full)))
@@ -115,9 +123,13 @@ def load_keyring(settings: Settings) -> Keyring:
         loose = [file for file in files if file.stat().st_mode & 0o007]
         text = "\n".join(file.read_text() for file in files if file.is_file())
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"loading the vault keys: {path}: {error}. Set OUTBOX_VAULT_KEY_FILE to a readable key.") from None
+        raise ConfigError(
+            f"loading the vault keys: {path}: {error}. Set OUTBOX_VAULT_KEY_FILE to a readable key."
+        ) from None
     if loose:
-        raise ConfigError(f"loading the vault keys: {loose[0]} may be read by everybody. Run: chmod 600 {loose[0]}")
+        raise ConfigError(
+            f"loading the vault keys: {loose[0]} may be read by everybody. Run: chmod 600 {loose[0]}"
+        )
     return keyring_from(text, str(path))
 
 
@@ -128,16 +140,21 @@ def keyring_from(text: str, source: str) -> Keyring:
         try:
             key = pysequoia.Tsk.from_bytes(block.encode())
         except Exception as error:  # noqa: BLE001  (see Keyring.open)
-            raise ConfigError(f"loading the vault keys: {source} holds a key that cannot be read ({type(error).__name__}).") from None
+            raise ConfigError(
+                f"loading the vault keys: {source} holds a key that cannot be read ({type(error).__name__})."
+            ) from None
         keys[encryption_key_id(bytes(key))] = key
     if not keys:
-        raise ConfigError(f"loading the vault keys: {source} holds no OpenPGP private key. Make one with: outbox-worker keygen")
+        raise ConfigError(
+            f"loading the vault keys: {source} holds no OpenPGP private key. Make one with: outbox-worker keygen"
+        )
     return Keyring(keys)
 
 
 def encryption_key_id(key: bytes) -> str:
-    subkeys = [p for p in PacketPile.from_bytes(key) if p.tag == Tag.SecretSubkey or p.tag == Tag.PublicSubkey]
+    subkeys = [p for p in PacketPile.from_bytes(key) if p.tag in (Tag.SecretSubkey, Tag.PublicSubkey)]
     if len(subkeys) != 1:
-        raise ConfigError(f"loading the vault keys: a key has {len(subkeys)} subkeys, pgcrypto takes exactly one.")
+        raise ConfigError(
+            f"loading the vault keys: a key has {len(subkeys)} subkeys, pgcrypto takes exactly one."
+        )
     return str(subkeys[0].key_id).upper()
-

@@ -8,14 +8,17 @@ If it dies: the server drops the lock with the session; polling goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from outbox_worker.store import KEEPALIVE
+from outbox_worker.database import KEEPALIVE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 DOORBELL = (0x6F757462, 2)  # "outb"; as in outbox.accept_event()
 CHANNEL = "outbox_wake"
@@ -61,7 +64,9 @@ class Listener(WakeUps):
         if self.connection is None or self.connection.closed:
             self.armed = False
             async with asyncio.timeout(self.deadline):
-                conninfo = make_conninfo(self.conninfo, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE)
+                conninfo = make_conninfo(
+                    self.conninfo, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE
+                )
                 self.connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
                 await self.connection.execute(f"listen {CHANNEL}".encode())
         return self.connection
@@ -93,7 +98,9 @@ class Listener(WakeUps):
         shards: set[int] = set()
         for payload in payloads:
             if payload.startswith("shards:"):
-                shards.update(int(part) for part in payload.removeprefix("shards:").split(",") if part.isdigit())
+                shards.update(
+                    int(part) for part in payload.removeprefix("shards:").split(",") if part.isdigit()
+                )
         return WakeUp("" in payloads, frozenset(shards), "balance" in payloads)
 
     async def close(self) -> None:
@@ -103,7 +110,9 @@ class Listener(WakeUps):
 
 
 @asynccontextmanager
-async def open_wakeups(conninfo: str, *, poll_only: bool, name: str, deadline: float) -> AsyncIterator[WakeUps]:
+async def open_wakeups(
+    conninfo: str, *, poll_only: bool, name: str, deadline: float
+) -> AsyncIterator[WakeUps]:
     if poll_only:
         yield WakeUps()
         return

@@ -15,13 +15,13 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from outbox_worker import __version__, telemetry
 from outbox_worker.claim import claim_loop
 from outbox_worker.connection import Bounds
-from outbox_worker.deliver import Send
+from outbox_worker.database import open_pool, while_database_returns
 from outbox_worker.egress import EgressPolicy
 from outbox_worker.endpoint_book import EndpointBook
 from outbox_worker.errors import ConfigError
@@ -29,13 +29,18 @@ from outbox_worker.fan_out import fan_out_loop
 from outbox_worker.flights import Flights
 from outbox_worker.limits import Lanes
 from outbox_worker.presence import Presence, presence_loop, renew_and_balance
-from outbox_worker.settings import Settings
 from outbox_worker.settle import settle_loop
-from outbox_worker.store import Store, open_store, while_database_returns
+from outbox_worker.store import Store
 from outbox_worker.transport import open_transport
 from outbox_worker.upkeep import sweep_loop, upkeep_loop
 from outbox_worker.vault import load_keyring
 from outbox_worker.wakeup import WakeUp, open_wakeups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outbox_worker.deliver import Send
+    from outbox_worker.settings import Settings
 
 
 async def run(
@@ -55,9 +60,10 @@ async def run(
     conninfo = settings.database_url.get_secret_value()
     deadline = settings.database_timeout_seconds
     async with AsyncExitStack() as resources:
-        store = await resources.enter_async_context(
-            open_store(conninfo, poll_only=settings.poll_only, lease_seconds=settings.lease_seconds, deadline=deadline, name=name)
+        pool = await resources.enter_async_context(
+            open_pool(conninfo, poll_only=settings.poll_only, deadline=deadline, name=name)
         )
+        store = Store(pool, lease_seconds=settings.lease_seconds, deadline=deadline)
         wakeups = await resources.enter_async_context(
             open_wakeups(conninfo, poll_only=settings.poll_only, name=name, deadline=deadline)
         )
@@ -171,7 +177,9 @@ def certificates(settings: Settings) -> ssl.SSLContext | None:
     try:
         context.load_verify_locations(settings.ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"loading OUTBOX_CA_FILE: {settings.ca_file}: {error}. Give a readable PEM file.") from None
+        raise ConfigError(
+            f"loading OUTBOX_CA_FILE: {settings.ca_file}: {error}. Give a readable PEM file."
+        ) from None
     return context
 
 
@@ -186,5 +194,3 @@ def check_open_files(slots: int) -> None:
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-

@@ -18,7 +18,13 @@ def settings_table() -> str:
     """Python -c "from tests.docs.test_readme import settings_table; print(settings_table())" prints it anew."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else "" if field.default in (None, ()) else f"`{field.default}`".lower()
+        default = (
+            "required"
+            if field.is_required()
+            else ""
+            if field.default in (None, ())
+            else f"`{field.default}`".lower()
+        )
         rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
 
@@ -39,7 +45,9 @@ def test_the_stages_of_the_picture_are_modules_and_statements():
     assert {"fan_out", "claim", "settle", "reap"} <= names
 
 
-@pytest.mark.parametrize("word", ["util", "helper", "common", "manager", "handler", "processor", "service", "enqueue", "dequeue"])
+@pytest.mark.parametrize(
+    "word", ["util", "helper", "common", "manager", "handler", "processor", "service", "enqueue", "dequeue"]
+)
 def test_words_outside_the_glossary_name_nothing(word):
     """No module, function or class is called by a banned word."""
     pattern = re.compile(rf"^\s*(?:async )?(?:def|class) \w*{word}s?\b", re.MULTILINE | re.IGNORECASE)

@@ -54,7 +54,9 @@ async def test_plain_insert_and_copy_are_as_good_as_publish(shop, receiver, work
     make_endpoint(shop, receiver.url)
     app = connect("app_login")
     async with working():
-        app.execute("insert into outbox.events (workspace_id, event_type, payload) values ('ws_1', 'message.sent', '{\"n\": 1}')")
+        app.execute(
+            "insert into outbox.events (workspace_id, event_type, payload) values ('ws_1', 'message.sent', '{\"n\": 1}')"
+        )
         with app.cursor().copy("copy outbox.events (workspace_id, event_type, payload) from stdin") as copy:
             copy.write_row(("ws_1", "message.sent", '{"n": 2}'))
             copy.write_row(("ws_1", "message.sent", '{"n": 3}'))
@@ -74,7 +76,9 @@ async def test_endpoints_get_exactly_the_events_they_picked(shop, receiver, work
         publish(shop, "message.sent", {"message": {"type": "image"}})
         publish(shop, "order.paid", {"message": {"type": "none"}})
         await eventually(lambda: len(receiver.requests) == 7)
-        await eventually(lambda: shop.execute("select count(*) from outbox.open_deliveries").fetchone()[0] == 0)
+        await eventually(
+            lambda: shop.execute("select count(*) from outbox.open_deliveries").fetchone()[0] == 0
+        )
     got = sorted((r.path, json.loads(r.body)["type"]) for r in receiver.requests)
     assert got == [
         ("/all", "message.received"),
@@ -89,7 +93,9 @@ async def test_endpoints_get_exactly_the_events_they_picked(shop, receiver, work
 
 async def test_a_filter_that_errors_matches_nothing_is_recorded_and_harms_nobody(shop, receiver, working):
     """Comparing dates with and without a time zone raises even under @@."""
-    bad, _ = make_endpoint(shop, receiver.url + "bad", filter='$.at.datetime() < "2020-01-01T00:00:00+00:00".datetime()')
+    bad, _ = make_endpoint(
+        shop, receiver.url + "bad", filter='$.at.datetime() < "2020-01-01T00:00:00+00:00".datetime()'
+    )
     make_endpoint(shop, receiver.url + "good")
     async with working():
         event_id = publish(shop, payload={"at": "2019-01-01"})
@@ -104,23 +110,31 @@ async def test_a_filter_that_errors_matches_nothing_is_recorded_and_harms_nobody
 
 async def test_custom_headers_arrive_and_lie_sealed_in_the_database(shop, receiver, working):
     """Whoever reads the database or a backup reads neither a header nor a secret."""
-    _, secret = make_endpoint(shop, receiver.url, headers={"x-api-key": "marker-header-value", "authorization": "Bearer marker"})
+    _, secret = make_endpoint(
+        shop, receiver.url, headers={"x-api-key": "marker-header-value", "authorization": "Bearer marker"}
+    )
     async with working():
         publish(shop)
         await eventually(lambda: receiver.requests)
     request = receiver.requests[0]
     assert header(request, "x-api-key") == "marker-header-value"
     assert header(request, "authorization") == "Bearer marker"
-    row = shop.execute("select to_jsonb(v)::text || to_jsonb(e)::text from outbox.endpoint_vault v, outbox.endpoints e").fetchone()
+    row = shop.execute(
+        "select to_jsonb(v)::text || to_jsonb(e)::text from outbox.endpoint_vault v, outbox.endpoints e"
+    ).fetchone()
     for marker in ("marker", secret, secret.removeprefix("whsec_")):
         assert marker not in row[0]
         assert marker.encode().hex() not in row[0]
 
 
-async def test_a_failed_delivery_is_retried_with_the_same_id_and_body_until_it_succeeds(shop, receiver, working):
+async def test_a_failed_delivery_is_retried_with_the_same_id_and_body_until_it_succeeds(
+    shop, receiver, working
+):
     """2xx is success, anything else retries; every attempt is a row; the attempt's number goes with it."""
     endpoint, _ = make_endpoint(shop, receiver.url, retry_schedule=SHORT)
-    receiver.script("/", status(500), redirect(302, "http://127.0.0.1:1/"), status(404, body=b"no"), status(201))
+    receiver.script(
+        "/", status(500), redirect(302, "http://127.0.0.1:1/"), status(404, body=b"no"), status(201)
+    )
     async with working():
         event_id = publish(shop)
         await eventually(lambda: state_of(shop, event_id) == "delivered")
@@ -134,7 +148,9 @@ async def test_a_failed_delivery_is_retried_with_the_same_id_and_body_until_it_s
     assert rows[2][2:] == ("no", "status 404")
 
 
-async def test_after_the_eighth_failed_attempt_it_is_a_dead_letter_and_replay_gives_a_fresh_budget(shop, receiver, working):
+async def test_after_the_eighth_failed_attempt_it_is_a_dead_letter_and_replay_gives_a_fresh_budget(
+    shop, receiver, working
+):
     """Seven retries; then dead (exhausted); `update … set state = 'pending'` just works and keeps the old attempts."""
     endpoint, _ = make_endpoint(shop, receiver.url, retry_schedule=SHORT)
     receiver.script("/", *[status(500)] * 8, status(200))
@@ -142,17 +158,27 @@ async def test_after_the_eighth_failed_attempt_it_is_a_dead_letter_and_replay_gi
         event_id = publish(shop)
         await eventually(lambda: state_of(shop, event_id) == "dead")
         assert len(receiver.requests) == 8
-        row = shop.execute("select attempt_count, reason, last_status from outbox.deliveries where event_id = %s", [event_id]).fetchone()
+        row = shop.execute(
+            "select attempt_count, reason, last_status from outbox.deliveries where event_id = %s", [event_id]
+        ).fetchone()
         assert row == (8, "exhausted", 500)
-        shop.execute("update outbox.deliveries set state = 'pending' where state = 'dead' and endpoint_id = %s", [endpoint])
+        shop.execute(
+            "update outbox.deliveries set state = 'pending' where state = 'dead' and endpoint_id = %s",
+            [endpoint],
+        )
         await eventually(lambda: state_of(shop, event_id) == "delivered")
     assert header(receiver.requests[8], "webhook-id") == str(event_id)
     assert header(receiver.requests[8], "webhook-attempt") == "9"
-    numbers = shop.execute("select array_agg(attempt_no order by attempt_no) from outbox.attempts where event_id = %s", [event_id])
+    numbers = shop.execute(
+        "select array_agg(attempt_no order by attempt_no) from outbox.attempts where event_id = %s",
+        [event_id],
+    )
     assert numbers.fetchone()[0] == list(range(1, 10))
 
 
-async def test_the_retry_schedule_is_30s_2min_10min_1h_4h_12h_24h_with_up_to_a_tenth_added(shop, receiver, working):
+async def test_the_retry_schedule_is_30s_2min_10min_1h_4h_12h_24h_with_up_to_a_tenth_added(
+    shop, receiver, working
+):
     """Each failure moves next_attempt_at by its step, never earlier, at most 10 % later."""
     endpoint, _ = make_endpoint(shop, receiver.url)
     receiver.script("/", status(500))
@@ -168,12 +194,16 @@ async def test_the_retry_schedule_is_30s_2min_10min_1h_4h_12h_24h_with_up_to_a_t
             )
             waited = row[1] - row[0]
             assert step <= waited <= step * 1.1 + timedelta(seconds=3)
-            shop.execute("update outbox.deliveries set next_attempt_at = now() where event_id = %s", [event_id])  # retry now
+            shop.execute(
+                "update outbox.deliveries set next_attempt_at = now() where event_id = %s", [event_id]
+            )  # retry now
         await eventually(lambda: state_of(shop, event_id, endpoint) == "dead")
     assert [step.total_seconds() for step in DEFAULT_SCHEDULE] == [30, 120, 600, 3600, 14400, 43200, 86400]
 
 
-async def test_410_disables_the_endpoint_its_delivery_is_dead_and_its_siblings_are_held(shop, receiver, working):
+async def test_410_disables_the_endpoint_its_delivery_is_dead_and_its_siblings_are_held(
+    shop, receiver, working
+):
     """Gone: disabled at once with an operational event; nothing is lost; resuming delivers what waited."""
     gone, _ = make_endpoint(shop, receiver.url + "gone", retry_schedule=SHORT)
     make_endpoint(shop, receiver.url + "ops", ["endpoint.disabled", "delivery.dead"])
@@ -183,11 +213,22 @@ async def test_410_disables_the_endpoint_its_delivery_is_dead_and_its_siblings_a
         await eventually(lambda: state_of(shop, first, gone) == "dead")
         held = publish(shop)
         await eventually(lambda: state_of(shop, held, gone) == "pending")
-        await eventually(lambda: {json.loads(r.body)["type"] for r in receiver.requests if r.path == "/ops"} == {"endpoint.disabled", "delivery.dead"})
-        state = shop.execute("select state, state_reason from outbox.endpoints where endpoint_id = %s", [gone]).fetchone()
+        await eventually(
+            lambda: (
+                {json.loads(r.body)["type"] for r in receiver.requests if r.path == "/ops"}
+                == {"endpoint.disabled", "delivery.dead"}
+            )
+        )
+        state = shop.execute(
+            "select state, state_reason from outbox.endpoints where endpoint_id = %s", [gone]
+        ).fetchone()
         assert state == ("disabled", "gone")
-        assert shop.execute("select reason from outbox.deliveries where event_id = %s and endpoint_id = %s", [first, gone]).fetchone() == ("gone",)
-        assert shop.execute("select state from outbox.delivery_log where event_id = %s and endpoint_id = %s", [held, gone]).fetchone() == ("held",)
+        assert shop.execute(
+            "select reason from outbox.deliveries where event_id = %s and endpoint_id = %s", [first, gone]
+        ).fetchone() == ("gone",)
+        assert shop.execute(
+            "select state from outbox.delivery_log where event_id = %s and endpoint_id = %s", [held, gone]
+        ).fetchone() == ("held",)
         shop.execute("select outbox.resume_endpoint(%s)", [gone])
         await eventually(lambda: state_of(shop, held, gone) == "delivered")
 
@@ -246,10 +287,21 @@ async def test_two_workers_share_the_work_and_deliver_each_once(shop, receiver, 
         make_endpoint(shop, receiver.url + str(i))
     async with working(name="one"), working(name="two"):
         await eventually(
-            lambda: shop.execute("select count(distinct worker_no) from outbox.shards where worker_no is not null").fetchone()[0] == 2
+            lambda: (
+                shop.execute(
+                    "select count(distinct worker_no) from outbox.shards where worker_no is not null"
+                ).fetchone()[0]
+                == 2
+            )
         )
         ids = [publish(shop) for _ in range(50)]
-        await eventually(lambda: all(state_of(shop, event_id) == "delivered" for event_id in ids) and len(receiver.requests) >= 400, 30)
+        await eventually(
+            lambda: (
+                all(state_of(shop, event_id) == "delivered" for event_id in ids)
+                and len(receiver.requests) >= 400
+            ),
+            30,
+        )
         await pause(0.2)
     assert len(receiver.requests) == 400
     assert len({(r.path, header(r, "webhook-id")) for r in receiver.requests}) == 400
@@ -304,16 +356,27 @@ async def test_the_worker_runs_as_its_own_role_and_owns_nothing(shop, receiver, 
     async with working():
         publish(shop)
         await eventually(lambda: receiver.requests)
-        roles = shop.execute("select distinct usename from pg_stat_activity where application_name like 'outbox-%' and datname = current_database()")
+        roles = shop.execute(
+            "select distinct usename from pg_stat_activity where application_name like 'outbox-%' and datname = current_database()"
+        )
         assert roles.fetchall() == [("worker_login",)]
-    row = shop.execute("select rolsuper, rolcreaterole from pg_roles where rolname = 'worker_login'").fetchone()
+    row = shop.execute(
+        "select rolsuper, rolcreaterole from pg_roles where rolname = 'worker_login'"
+    ).fetchone()
     assert row == (False, False)
-    assert shop.execute("select count(*) from pg_class where relowner = 'outbox_worker'::regrole").fetchone()[0] == 0
+    assert (
+        shop.execute("select count(*) from pg_class where relowner = 'outbox_worker'::regrole").fetchone()[0]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("event_type", "payload", "code"),
-    [("no.such_type", "{}", "OB001"), ("message.sent", "[1]", "OB002"), ("message.sent", json.dumps({"x": "y" * 300_000}), "OB003")],
+    [
+        ("no.such_type", "{}", "OB001"),
+        ("message.sent", "[1]", "OB002"),
+        ("message.sent", json.dumps({"x": "y" * 300_000}), "OB003"),
+    ],
 )
 def test_what_cannot_be_delivered_is_refused_in_the_callers_transaction(db, event_type, payload, code):
     """Unknown type, not an object, too large: SQLSTATE and HINT, nothing stored; for publish and INSERT alike."""

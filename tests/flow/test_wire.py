@@ -103,7 +103,9 @@ async def test_the_request_is_what_the_design_says(shop, receiver, working):
     assert list(body) == ["id", "type", "timestamp", "workspace_id", "data"]
 
 
-async def test_the_body_is_the_databases_text_byte_for_byte_and_the_attempt_log_shows_it(shop, receiver, working):
+async def test_the_body_is_the_databases_text_byte_for_byte_and_the_attempt_log_shows_it(
+    shop, receiver, working
+):
     """Numbers, escapes and key order are jsonb's own; never parsed and dumped again."""
     make_endpoint(shop, receiver.url)
     async with working():
@@ -113,7 +115,11 @@ async def test_the_body_is_the_databases_text_byte_for_byte_and_the_attempt_log_
         await eventually(lambda: receiver.requests)
         text = shop.execute("select payload::text from outbox.events").fetchone()[0]
         assert receiver.requests[0].body.endswith(f'"data": {text}}}'.encode())
-        shown = await eventually(lambda: shop.execute("select request_body from outbox.attempts where event_id = %s", [event_id]).fetchone())
+        shown = await eventually(
+            lambda: shop.execute(
+                "select request_body from outbox.attempts where event_id = %s", [event_id]
+            ).fetchone()
+        )
         assert shown[0].encode() == receiver.requests[0].body
         shop.execute("select outbox.replay(%s)", [event_id])
         await eventually(lambda: len(receiver.requests) == 2)
@@ -132,7 +138,9 @@ async def test_the_name_of_the_products_header_is_a_setting(shop, receiver, work
     assert OWN_HEADER.lower() not in lowered(receiver.requests[0])
 
 
-async def test_the_time_signed_is_the_databases_whatever_the_workers_clock_says(shop, receiver, working, monkeypatch):
+async def test_the_time_signed_is_the_databases_whatever_the_workers_clock_says(
+    shop, receiver, working, monkeypatch
+):
     """A worker whose clock is wrong by a day still signs valid requests."""
     import time  # noqa: PLC0415  (the module is what is patched)
 

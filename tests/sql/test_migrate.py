@@ -45,9 +45,13 @@ def test_a_changed_definition_re_runs_all_of_them(dsn):
     """Definitions have the meaning of `create or replace`: whatever changed, the set is applied as one."""
     migrations.migrate(dsn)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("update outbox.schema_definitions set sha256 = 'old' where name like '%50_publish.sql'")
+        connection.execute(
+            "update outbox.schema_definitions set sha256 = 'old' where name like '%50_publish.sql'"
+        )
         assert migrations.migrate(dsn) == ["definitions/50_publish.sql"]
-        left = connection.execute("select count(*) from outbox.schema_definitions where sha256 = 'old'").fetchone()
+        left = connection.execute(
+            "select count(*) from outbox.schema_definitions where sha256 = 'old'"
+        ).fetchone()
     assert left == (0,)
 
 
@@ -72,7 +76,9 @@ def test_the_schema_gate_refuses_an_older_schema_and_warns_of_a_newer(dsn):
             migrations.require_schema(connection)
         migrations.migrate(dsn)
         assert migrations.require_schema(connection) is None
-        connection.execute("insert into outbox.schema_migrations (version, name, sha256) values (9999, 'later', '')")
+        connection.execute(
+            "insert into outbox.schema_migrations (version, name, sha256) values (9999, 'later', '')"
+        )
         assert "9999" in migrations.require_schema(connection)
 
 

@@ -10,12 +10,13 @@ import json
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from outbox_worker import vault
 from outbox_worker.settings import Settings
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     import psycopg
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -49,20 +50,36 @@ def worker_settings(dsn: str, key: tuple[str, bytes], **changes: Any) -> Setting
     return Settings(**{**values, **changes})
 
 
-def make_endpoint(db: psycopg.Connection, url: str, event_types: list[str] | None = None, **options: Any) -> tuple[UUID, str]:
+def make_endpoint(
+    db: psycopg.Connection, url: str, event_types: list[str] | None = None, **options: Any
+) -> tuple[UUID, str]:
     """Create an endpoint; give its id and secret."""
     names = {"workspace_id": "ws_1", "url": url, "event_types": event_types or ["message.*"], **options}
     arguments = ", ".join(f"{name} => %({name})s{CASTS.get(name, '')}" for name in names)
     values = {name: json.dumps(value) if name == "headers" else value for name, value in names.items()}
-    row = db.execute(f"select endpoint_id, secret from outbox.create_endpoint({arguments})", values).fetchone()
+    row = db.execute(
+        f"select endpoint_id, secret from outbox.create_endpoint({arguments})", values
+    ).fetchone()
     return row[0], row[1]
 
 
-CASTS = {"headers": "::jsonb", "filter": "::jsonpath", "retry_schedule": "::interval[]", "timeout": "::interval"}
+CASTS = {
+    "headers": "::jsonb",
+    "filter": "::jsonpath",
+    "retry_schedule": "::interval[]",
+    "timeout": "::interval",
+}
 
 
-def publish(db: psycopg.Connection, event_type: str = "message.received", payload: dict | None = None, **options: Any) -> UUID:
-    names = {"workspace_id": "ws_1", "event_type": event_type, "payload": json.dumps(payload or {"n": 1}), **options}
+def publish(
+    db: psycopg.Connection, event_type: str = "message.received", payload: dict | None = None, **options: Any
+) -> UUID:
+    names = {
+        "workspace_id": "ws_1",
+        "event_type": event_type,
+        "payload": json.dumps(payload or {"n": 1}),
+        **options,
+    }
     casts = {"payload": "::jsonb", "priority": "::smallint", "deliver_at": "::timestamptz"}
     arguments = ", ".join(f"{name} => %({name})s{casts.get(name, '')}" for name in names)
     return db.execute(f"select outbox.publish({arguments})", names).fetchone()[0]

@@ -159,7 +159,10 @@ def test_an_untouched_endpoint_is_left_to_the_default_room():
     assert ours.handed_over_room(0) == {busy.endpoint_id: (0, 3)}
 
 
-@pytest.mark.parametrize(("duration", "bucket"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (32768, 15), (32769, 16), (10**9, 16)])
+@pytest.mark.parametrize(
+    ("duration", "bucket"),
+    [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (32768, 15), (32769, 16), (10**9, 16)],
+)
 def test_latencies_are_counted_by_powers_of_two(duration, bucket):
     """Bucket n counts durations above 2^(n-1) up to 2^n milliseconds."""
     ours = lanes()
@@ -168,7 +171,10 @@ def test_latencies_are_counted_by_powers_of_two(duration, bucket):
     assert lane.latency_counts.index(1) == bucket
 
 
-actions = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["due", "plan", "ok", "refuse", "hang", "later"])), max_size=200)
+actions = st.lists(
+    st.tuples(st.integers(0, 4), st.sampled_from(["due", "plan", "ok", "refuse", "hang", "later"])),
+    max_size=200,
+)
 
 
 @given(actions, st.integers(1, 30), st.floats(0.05, 1))

@@ -178,9 +178,7 @@ def _is_international(label: str) -> bool:
         points = [ord(character) for character in encoded.encode("ascii").decode("punycode")]
     except UnicodeError:
         return False
-    return max(points, default=0) >= 0x80 and not any(
-        low <= point <= high for point in points for low, high in _NOT_IN_NAMES
-    )
+    return not any(low <= point <= high for point in points for low, high in _NOT_IN_NAMES)
 
 
 def _networks(*texts: str) -> tuple[Network, ...]:

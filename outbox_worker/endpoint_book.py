@@ -119,7 +119,10 @@ class EndpointBook:
             raise Unreadable("opening the secret: there is none")
         secrets = [str(self.keyring.open(secret, "secret", expected))]
         if previous is not None:
-            secrets.append(str(self.keyring.open(previous, "secret", expected)))
+            try:
+                secrets.append(str(self.keyring.open(previous, "secret", expected)))
+            except Unreadable as error:  # the current one signs; the customer who still has the old one must switch
+                telemetry.previous_secret_unreadable(endpoint_id, str(error))
         for one in secrets:
             try:
                 decode_secret(one)

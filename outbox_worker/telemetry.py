@@ -158,6 +158,10 @@ def endpoint_held(endpoint_id: UUID, why: str) -> None:
     )
 
 
+def previous_secret_unreadable(endpoint_id: UUID, why: str) -> None:
+    log.warning("secret.unreadable", endpoint_id=str(endpoint_id), why=why, do="only the new secret signs")
+
+
 def database_lost(error: str) -> None:
     log.warning("database.lost", error=error)
 

@@ -159,7 +159,7 @@ def old_snapshots(patient: Patient) -> Iterator[Finding]:
     found = rows(
         patient.connection,
         """
-        select format('session %%s of %%s (%%s)', a.pid, a.usename, a.application_name) as who,
+        select format('session %s of %s (%s)', a.pid, a.usename, a.application_name) as who,
                now() - a.xact_start as age
         from pg_catalog.pg_stat_activity a where a.backend_xmin is not null and a.xact_start < now() - interval '1 hour'
         union all

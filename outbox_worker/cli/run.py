@@ -48,12 +48,17 @@ def run(
 
 
 def work(settings: Settings) -> None:
-    from outbox_worker import telemetry, worker  # noqa: PLC0415  (slow to import, and of no use to the other commands)
+    from outbox_worker import telemetry, worker  # noqa: PLC0415  (slow to import, and of no use to other commands)
+
+    async def until_told() -> None:
+        stopping = asyncio.Event()
+        with worker.signals(stopping):  # from the start: what comes before the first claim drains too
+            await worker.run(settings, name=name, stopping=stopping)
 
     name = f"{socket.gethostname()}:{os.getpid()}"
     telemetry.configure(settings.log_level)
     telemetry.bind(name)
-    on_fast_loop(worker.run(settings, name=name))
+    on_fast_loop(until_told())
 
 
 def on_fast_loop(work_of: Coroutine[Any, Any, Any]) -> Any:

@@ -19,7 +19,7 @@ from outbox_worker.settings import Settings, load
 # postgresql://user:pass/word@host: what follows the slash would pass for the database's name
 _UNQUOTED_SLASH = re.compile(r"\w+://[^@/?]*/[^?]*@")
 Connection = psycopg.Connection[tuple[Any, ...]]
-Values = Mapping[str, Any] | Sequence[Any]
+Values = Mapping[str, Any] | Sequence[Any] | None
 
 
 @contextmanager
@@ -80,13 +80,13 @@ def parsed(url: str) -> dict[str, Any] | None:
     return parts if all(port.isdecimal() and 0 < int(port) < 65536 for port in ports) else None
 
 
-def rows(connection: Connection, query: str, values: Values = ()) -> list[dict[str, Any]]:
+def rows(connection: Connection, query: str, values: Values = None) -> list[dict[str, Any]]:
     """Run a fixed statement with parameters; callers join fixed fragments, never values."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query.encode(), values).fetchall()
 
 
-def one(connection: Connection, query: str, values: Values = ()) -> Any:
+def one(connection: Connection, query: str, values: Values = None) -> Any:
     """Give the first column of the first row, or None."""
     row = connection.execute(query.encode(), values).fetchone()
     return row[0] if row else None

@@ -23,7 +23,7 @@ def vault(patient: Patient) -> Iterator[Finding]:
 
     keyring = load_keyring(patient.settings)
     installed = rows(
-        patient.connection, "select key_id, public_key, active from outbox.vault_keys order by created_at"
+        patient.connection, "select key_id, public_key, active from outbox.vault_keys order by key_id"
     )
     active = next((row for row in installed if row["active"]), None)
     if active is None:

@@ -29,6 +29,11 @@ begin
             end if;
         end loop;
     end if;
+    problem := case when new.filter is not null then outbox.filter_problem(new.filter) end;
+    if problem is not null then
+        raise exception 'cannot store the filter of endpoint %: %', new.endpoint_id, problem
+            using errcode = 'OB007', hint = 'Compare a path with a literal, such as $.message.type == "text".';
+    end if;
     problem := outbox.header_names_problem(new.header_names);
     if problem is not null then
         raise exception 'cannot store the header names of endpoint %: %', new.endpoint_id, problem

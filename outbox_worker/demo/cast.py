@@ -49,7 +49,7 @@ class Role:
 
     @property
     def behaviour(self) -> str:
-        return {HEALTHY: "answers 200", FAILS_TWICE: "fails twice", NEVER: "never succeeds"}[self.answers]
+        return {HEALTHY: "answers 200", FAILS_TWICE: "fails twice", NEVER: "500 until healed"}[self.answers]
 
 
 def begins(*prefixes: str) -> Callable[[Event], bool]:

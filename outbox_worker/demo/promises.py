@@ -183,7 +183,7 @@ def of_the_dead_letters(facts: Facts, operator: Connection) -> Iterator[Promise]
     never = next(role for role in facts.roles if role.answers == NEVER)
     due = wanted(facts, never)
     yield Promise(
-        f"what never succeeds is a dead letter after {ATTEMPTS} attempts",
+        f"what keeps failing is a dead letter after {ATTEMPTS} attempts",
         facts.dead == due and set(facts.dead_attempts) == {ATTEMPTS},
         f"{len(facts.dead)} of {len(due)} dead, after {dict(Counter(facts.dead_attempts)) or 'no'} attempts",
     )

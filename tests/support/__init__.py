@@ -11,6 +11,7 @@ import asyncio
 import resource
 import socket
 import struct
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -34,6 +35,7 @@ class NameServer(asyncio.DatagramProtocol):
     names: dict[str, list[Reply]] = field(default_factory=dict)
     otherwise: Reply = field(default_factory=lambda: Reply(code=NXDOMAIN))
     asked: list[tuple[str, int]] = field(default_factory=list)
+    times: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def connection_made(self, transport):
         self.transport = transport
@@ -47,7 +49,8 @@ class NameServer(asyncio.DatagramProtocol):
         (kind,) = struct.unpack_from("!H", data, end)
         self.asked.append((name, kind))
         replies = self.names.get(name, [self.otherwise])
-        reply = replies[min(self.asked.count((name, kind)), len(replies)) - 1]
+        self.times[name, kind] += 1
+        reply = replies[min(self.times[name, kind], len(replies)) - 1]
         if reply.silent:
             return
         records, owner = [], name

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
+from outbox_worker import egress
 from outbox_worker.egress import header_problem, origin, url_problem
 from tests.support.hostile_corpus import (
     ANYTHING,
@@ -87,7 +88,7 @@ def test_database_and_worker_give_the_same_reason_for_every_url_of_the_corpus(ru
 
 
 @SHARED
-@given(urls=st.lists(candidate_urls(), min_size=10, max_size=40), policy=st.sampled_from(list(POLICIES)))
+@given(urls=st.lists(candidate_urls(), min_size=5, max_size=25), policy=st.sampled_from(list(POLICIES)))
 def test_database_and_worker_agree_on_generated_urls(rules, urls, policy):
     """Built, mutated and random URLs get the same words from both."""
     agree_on(rules, urls, POLICIES[policy])
@@ -100,6 +101,30 @@ def test_database_and_worker_agree_on_generated_urls(rules, urls, policy):
 def test_database_and_worker_agree_on_what_an_international_label_is(rules, encoded):
     """The database's decoder of RFC 3492 refuses and accepts what Python's does."""
     agree_on(rules, [f"https://a.xn--{rest}.com/" for rest in encoded], PRODUCTION)
+
+
+@SHARED
+@given(st.lists(st.text("aéжшงかλ漢字אع𐐨", min_size=1, max_size=15), min_size=40, max_size=40))
+def test_the_database_reads_names_of_many_scripts(rules, names):
+    """Long encodings, of neighbouring and of distant characters, are decoded like Python's codec does."""
+    labels = [name.encode("punycode").decode() for name in names if not name.isascii()]
+    hosts = [f"https://a.xn--{label}.com/" for label in labels if len(label) < 60]
+    agree_on(rules, hosts, PRODUCTION)
+    assert all(problem is None for problem, _ in url_verdicts(rules, hosts, PRODUCTION))
+
+
+def test_database_and_worker_bar_the_same_characters_from_international_names(rules):
+    """The two tables of blocks are one: tried at their edges and all over Unicode."""
+    edges = {point + step for block in egress._NOT_IN_NAMES for point in block for step in (-1, 0, 1)}
+    points = sorted((edges | set(range(0x80, 0x110000, 251))) & set(range(0x80, 0x110000)))
+    encoded = [chr(point).encode("punycode").decode() for point in points if not 0xD800 <= point <= 0xDFFF]
+    agree_on(rules, [f"https://xn--{rest}.com/" for rest in encoded], PRODUCTION)
+
+
+@pytest.mark.parametrize("label", [None, "", "a", "xn--", "xn--a-", "xn---tda", "xn--A", "münchen"])
+def test_a_label_that_encodes_nothing_is_not_international(rules, label):
+    """Also where the function is asked by itself."""
+    assert ask(rules, "outbox.is_international_label(%s)", label) is False
 
 
 def test_good_urls_are_accepted_by_the_database(rules):

@@ -105,7 +105,7 @@ MALFORMED_URLS = {
     "U24": [
         "https://xn--/", "https://xn--.com/", "https://xn--a.com/", "https://xn--0.com/",
         "https://xn--zzzzzzzz.com/",
-        "https://a.xn--a-/", "https://xn---abc.com/", "https://xn--99999999999999999999999999.com/",
+        "https://a.xn--a-/", "https://xn---abc.com/", "https://xn---tda.com/", "https://xn--99999999999999999999999999.com/",
         "https://www.xn--example-.com/", "https://xn--1lq90ic7f1rc.xn--0/", "https://xn--8g7ccp.com/",
         "https://xn--a-qgn.com/", "https://xn--wca.com/", "https://xn--ls8h.com/",
     ],

@@ -121,7 +121,9 @@ class EndpointBook:
         if previous is not None:
             try:
                 secrets.append(str(self.keyring.open(previous, "secret", expected)))
-            except Unreadable as error:  # the current one signs; the customer who still has the old one must switch
+            except (
+                Unreadable
+            ) as error:  # the current one signs; the customer who still has the old one must switch
                 telemetry.previous_secret_unreadable(endpoint_id, str(error))
         for one in secrets:
             try:

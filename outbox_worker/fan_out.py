@@ -35,6 +35,8 @@ PRIORITIES = 3
 TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
 WINDOW = 32
 """Buckets that one fair round looks into beside those known to be full; urgent events are looked for in all."""
+SWEEP_PAUSE_MOST = 5.0
+"""Longest wait, in seconds, between two looks from the start of the queue, also after an outage of the database."""
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -52,6 +54,7 @@ class Reader:
         self.swept_at = 0.0
         self.sweep_pause = 0.25
         self.windows_left = 0
+        self.cycle_count = 0
 
     def ask(self, now: float) -> FanOutAsk:
         """What to take next. From time to time from the start: sequences commit out of order."""
@@ -77,10 +80,11 @@ class Reader:
         if not ask.fair:
             self.mark = max([self.mark, *(seq for seq, _, _ in result.taken)])
             if ask.mark == 0:
-                self.sweep_pause = max(0.25, 20 * seconds)
+                self.sweep_pause = min(max(0.25, 20 * seconds), SWEEP_PAUSE_MOST)
             if len(result.taken) >= ask.batch:
                 self.fair = True
                 self.windows_left = BUCKETS // WINDOW
+                self.cycle_count = 0
             return
         counts: dict[tuple[int, int], int] = {}
         for seq, bucket, priority in result.taken:
@@ -92,10 +96,12 @@ class Reader:
                 self.full.add((priority, bucket))
             else:
                 self.full.discard((priority, bucket))
-        self.windows_left = BUCKETS // WINDOW if result.taken else self.windows_left - 1
-        if self.windows_left <= 0:
-            self.fair = False
-            self.mark = 0
+        self.cycle_count += len(result.taken)
+        self.windows_left -= 1
+        if self.windows_left <= 0:  # every bucket was looked into once
+            self.fair = self.cycle_count >= self.batch
+            self.windows_left = BUCKETS // WINDOW
+            self.cycle_count = 0
 
 
 async def fan_out_loop(

@@ -159,6 +159,10 @@ class Lanes:
             if free <= 0 or len(asks) >= most_endpoints:
                 break
             lane = self.lanes[endpoint_id]
+            if self.owned is not None and lane.shard not in self.owned:  # a retry learned after the shard left
+                lane.due_at = NEVER
+                del self.ready[endpoint_id]
+                continue
             room = min(lane.room(now), share, free)
             if lane.host:
                 host_room = host_rooms.setdefault(lane.host, self.host_limit - self.hosts.get(lane.host, 0))
@@ -195,18 +199,17 @@ class Lanes:
             lane.due_at = min(lane.due_at, now)
 
     def handed_over_room(self, now: float) -> dict[UUID, tuple[int, int]]:
-        """Room and requests in flight of each lane that is not untouched: the fan-out hands over no more."""
+        """Room and requests in flight of each lane that has less room than a new one: the fan-out hands over no more."""
         rooms = {}
         for endpoint_id, lane in self.lanes.items():
             if lane.due_at <= now or lane.keyed or lane.max_per_second is not None:
                 rooms[endpoint_id] = (0, lane.in_flight)
-            elif lane.suspect:
-                rooms[endpoint_id] = (
-                    min(lane.room(now), max(0, self.suspect_slots - self.suspects_in_flight)),
-                    lane.in_flight,
-                )
-            elif lane.in_flight or lane.limit != START_LIMIT:
-                rooms[endpoint_id] = (lane.room(now), lane.in_flight)
+                continue
+            room = lane.room(now)
+            if lane.failures:
+                room = min(room, max(0, self.suspect_slots - self.suspects_in_flight))
+            if room < START_LIMIT:
+                rooms[endpoint_id] = (room, lane.in_flight)
         return rooms
 
     def started(self, endpoint_id: UUID, host: str) -> Lane:

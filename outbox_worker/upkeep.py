@@ -38,7 +38,10 @@ async def sweep_loop(
     wanted: asyncio.Queue[WakeUp],
     stopping: asyncio.Event,
 ) -> None:
-    """Sweep what a hint names at once, everything once a second or, if that is long, a twentieth of the time."""
+    """Sweep what a hint names at once, everything once a second or, if that is long, a twentieth of the time.
+
+    At most half a lease apart: a sweep that waited for the database says nothing about the work there is.
+    """
     pause = 1.0
     while not stopping.is_set():
         try:
@@ -51,7 +54,7 @@ async def sweep_loop(
                 await while_database_returns(
                     partial(sweep_once, store, flights, lanes, owned[i : i + SHARDS_AT_ONCE])
                 )
-            pause = max(1.0, 20 * (time.monotonic() - started))
+            pause = min(max(1.0, 20 * (time.monotonic() - started)), presence.seconds)
         else:
             if wakeup.balance:
                 presence.wanted.set()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from outbox_worker import __version__, telemetry
 from outbox_worker.claim import claim_loop
 from outbox_worker.connection import Bounds
-from outbox_worker.database import open_pool, while_database_returns
+from outbox_worker.database import AWAY, open_pool, while_database_returns
 from outbox_worker.egress import EgressPolicy
 from outbox_worker.endpoint_book import EndpointBook
 from outbox_worker.errors import ConfigError
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from outbox_worker.deliver import Send
     from outbox_worker.settings import Settings
 
+LAST_SECONDS = 2.0
+"""What is left of the loops after the drain: a database that is away must not keep the process."""
+
 
 async def run(
     settings: Settings,
@@ -53,6 +56,7 @@ async def run(
 ) -> None:
     """Deliver until a signal, or `stopping`, says stop. `send` and `on_point` let a test stand at the edge."""
     name = name or f"{socket.gethostname()}:{os.getpid()}"
+    telemetry.bind(name)
     keyring = load_keyring(settings)
     check_open_files(settings.max_in_flight)
     stopping = stopping or asyncio.Event()
@@ -101,23 +105,34 @@ async def run(
         telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
         with signals(stopping):
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(flights.fly(stopped))
-                loader = tasks.create_task(book.load_forever())
-                tasks.create_task(settle_loop(store, flights, lanes, stopped))
-                tasks.create_task(presence_loop(store, presence, flights, lanes, stopped))
-                tasks.create_task(
-                    fan_out_loop(store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping)
-                )
-                tasks.create_task(claim_loop(store, flights, lanes, poll, stopping))
-                tasks.create_task(sweep_loop(store, flights, lanes, presence, wanted, stopping))
-                tasks.create_task(upkeep_loop(store, lanes, stopping))
+                started = [
+                    tasks.create_task(loop)
+                    for loop in (
+                        flights.fly(stopped),
+                        book.load_forever(),
+                        settle_loop(store, flights, lanes, stopped),
+                        presence_loop(store, presence, flights, lanes, stopped),
+                        fan_out_loop(store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping),
+                        claim_loop(store, flights, lanes, poll, stopping),
+                        sweep_loop(store, flights, lanes, presence, wanted, stopping),
+                        upkeep_loop(store, lanes, stopping),
+                    )
+                ]
                 await stopping.wait()
+                if not wanted.full():
+                    wanted.put_nowait(WakeUp())  # the sweeps pause for long; a stop does not wait for them
                 await drain(flights, settings.drain_seconds, on_point)
-                loader.cancel()
                 stopped.set()
                 flights.settle_wanted.set()
                 presence.wanted.set()
-        await store.stop_worker()
+                started[1].cancel()  # waits for requests that nobody makes any more
+                _, late = await asyncio.wait(started, timeout=LAST_SECONDS)
+                for task in late:
+                    task.cancel()
+        try:
+            await store.stop_worker()
+        except AWAY as error:  # its presence expires by itself
+            telemetry.database_lost(f"{type(error).__name__} while leaving")
     telemetry.worker_stopped()
 
 

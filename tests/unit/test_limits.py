@@ -147,8 +147,8 @@ def test_the_round_gives_every_ready_endpoint_its_turn():
     assert {room for _, room in asks} == {4}
 
 
-def test_an_untouched_endpoint_is_left_to_the_default_room():
-    """Only lanes that differ from a new one are told to the fan-out."""
+def test_the_fan_out_is_told_of_lanes_with_less_room_than_a_new_one():
+    """Others are left to the default room; where work waits already, nothing is handed over."""
     ours = lanes()
     ours.lane(uuid4())
     assert ours.handed_over_room(0) == {}

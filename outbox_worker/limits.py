@@ -108,7 +108,16 @@ class Lane:
 class Lanes:
     """All lanes of this worker: a ring of those with due work, a heap of those that wait for a moment."""
 
-    def __init__(self, *, slots: int, endpoint_limit: int, host_limit: int, suspect_share: float) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        endpoint_limit: int,
+        host_limit: int,
+        suspect_share: float,
+        owned: set[int] | None = None,
+    ) -> None:
+        self.owned = owned  # shards whose endpoints take turns here; None is all
         self.slots = slots
         self.endpoint_limit = endpoint_limit
         self.host_limit = host_limit

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from outbox_worker.connection import Bounds, ConnectionPool
+from outbox_worker.connection import Bounds
 from outbox_worker.egress import EgressPolicy, Target, parse_url, url_problem
 from outbox_worker.errors import EgressRefused
 from outbox_worker.model import Failure, Outcome, Request
+from outbox_worker.pool import ConnectionPool
 from outbox_worker.resolver import Dialer, ExchangeError, Resolver
 
 if TYPE_CHECKING:

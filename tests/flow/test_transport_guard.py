@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from outbox_worker import resolver as resolving
-from outbox_worker.connection import ConnectionPool
 from outbox_worker.egress import EgressPolicy, Target
 from outbox_worker.errors import EgressRefused
 from outbox_worker.model import Failure, Request
+from outbox_worker.pool import ConnectionPool
 from outbox_worker.resolver import Dialer, Resolver
 from outbox_worker.transport import GuardedTransport, Transport
 from tests.support.receiver import Receiver

@@ -16,9 +16,10 @@ import httpx
 import pytest
 import uvloop
 
-from outbox_worker.connection import Bounds, ConnectionPool
+from outbox_worker.connection import Bounds
 from outbox_worker.egress import EgressPolicy
 from outbox_worker.model import Failure, Outcome, Request
+from outbox_worker.pool import ConnectionPool
 from outbox_worker.resolver import Dialer, Resolver
 from outbox_worker.transport import GuardedTransport, Transport, failure_of, open_transport
 from tests.support import receiver as act

@@ -168,6 +168,7 @@ GOOD_URLS = {
     "https://xn--80ak6aa92e.xn--p1ai/": ("https://xn--80ak6aa92e.xn--p1ai:443", "/"),
     "https://xn--fa-hia.de/": ("https://xn--fa-hia.de:443", "/"),
     "https://a.xn--fiqs8s/": ("https://a.xn--fiqs8s:443", "/"),
+    "https://xn--5ksx69xiuh.example/": ("https://xn--5ksx69xiuh.example:443", "/"),
     "https://r3---sn-4g5e.example.com/": ("https://r3---sn-4g5e.example.com:443", "/"),
     "https://127.0.0.1.nip.io/": ("https://127.0.0.1.nip.io:443", "/"),
     "https://1.2.3.4a/": ("https://1.2.3.4a:443", "/"),

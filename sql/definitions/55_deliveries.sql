@@ -50,11 +50,13 @@ comment on function outbox.history_floor() is
     'From this event id on, finished deliveries and attempts go to their partitions; below it they go to kept_deliveries and kept_attempts.';
 
 create or replace function outbox.wake_owners(endpoint_ids uuid[]) returns void
-language sql security definer set search_path = pg_catalog, outbox, pg_temp
-begin atomic
-    select pg_notify('outbox_wake', 'shards:' || s.shard)
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp  -- not SQL: its plan is kept
+as $$
+begin
+    perform pg_notify('outbox_wake', 'shards:' || s.shard)
     from (select distinct e.shard from outbox.endpoints e where e.endpoint_id = any (wake_owners.endpoint_ids)) s;
-end;
+end
+$$;
 comment on function outbox.wake_owners(uuid[]) is 'Wakes the workers that own these endpoints when the transaction commits.';
 
 create or replace function outbox.reopen(
@@ -103,9 +105,10 @@ comment on function outbox.reopen(uuid[], uuid[], text[], smallint, timestamptz)
     'Makes finished deliveries (event_ids[i], endpoint_ids[i]) pending again with a fresh budget; waits for rows that another session holds and passes over those it moved. Null priority keeps each its own.';
 
 create or replace function outbox.close_open(event_ids uuid[], endpoint_ids uuid[], reason text, leased_too boolean) returns bigint
-language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp set plan_cache_mode = force_generic_plan
 as $$
 declare
+    floor_id constant uuid := outbox.history_floor();
     closed bigint;
 begin
     with gone as (
@@ -121,13 +124,13 @@ begin
             lost_count, replay_count, last_status, last_error, next_attempt_at, ordering_key, ordering_seq, created_at, finished_at)
         select g.event_id, g.endpoint_id, g.workspace_id, g.state, g.reason, g.priority, g.attempt_count, g.failed_count,
                g.lost_count, g.replay_count, g.last_status, g.last_error, g.next_attempt_at, g.ordering_key, g.ordering_seq, g.created_at, g.finished_at
-        from gone g where g.event_id >= outbox.history_floor()
+        from gone g where g.event_id >= floor_id
     ), kept as (
         insert into outbox.kept_deliveries (event_id, endpoint_id, workspace_id, state, reason, priority, attempt_count, failed_count,
             lost_count, replay_count, last_status, last_error, next_attempt_at, ordering_key, ordering_seq, created_at, finished_at)
         select g.event_id, g.endpoint_id, g.workspace_id, g.state, g.reason, g.priority, g.attempt_count, g.failed_count,
                g.lost_count, g.replay_count, g.last_status, g.last_error, g.next_attempt_at, g.ordering_key, g.ordering_seq, g.created_at, g.finished_at
-        from gone g where g.event_id < outbox.history_floor()
+        from gone g where g.event_id < floor_id
     )
     select count(*) into closed from gone;
     if closed > 0 then
@@ -139,12 +142,14 @@ $$;
 comment on function outbox.close_open(uuid[], uuid[], text, boolean) is
     'Cancels pending deliveries (event_ids[i], endpoint_ids[i]). One under a live lease only if leased_too: its result is then late, kept as evidence.';
 
+-- Generic plans: a custom one for each row would cost more than the row, and may take the partial index for the key.
 create or replace function outbox.change_delivery() returns trigger
-language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp set plan_cache_mode = force_generic_plan
 as $$
 declare
     name text := format('(%s, %s)', coalesce(old.event_id, new.event_id), coalesce(old.endpoint_id, new.endpoint_id));
     others outbox.deliveries;
+    gone outbox.finished_deliveries;
     latest timestamptz;
     why text := nullif(current_setting('outbox.reason', true), '');
     changed bigint;
@@ -192,13 +197,31 @@ begin
             raise exception 'cannot replay delivery %: its endpoint was deleted', name
                 using errcode = 'OB008',
                       hint = 'Leave it out, or send the event to another endpoint: outbox.replay(event_id, endpoint_id).';
-        elsif not exists (select from outbox.known_events e where e.event_id = old.event_id) then
+        elsif old.state = 'canceled' and not exists (select from outbox.known_events e where e.event_id = old.event_id) then
             raise exception 'cannot replay delivery %: its event was dropped with its partition', name
                 using errcode = 'OB009', hint = 'Events are kept for outbox.settings.event_retention, those of dead letters for dead_letter_retention.';
         end if;
-        -- bulk priority: one UPDATE may reopen a million rows, and fresh events must not wait behind them
-        changed := outbox.reopen(array[old.event_id], array[old.endpoint_id], array[old.state], 2::smallint,
-            case when new.next_attempt_at <> old.next_attempt_at then new.next_attempt_at else clock_timestamp() end);
+        -- Not outbox.reopen: for a million rows in one UPDATE these plans are made once. Finished before kept, as there.
+        delete from outbox.finished_deliveries f
+        where f.event_id = old.event_id and f.endpoint_id = old.endpoint_id and f.workspace_id = old.workspace_id and f.state = old.state
+        returning f.* into gone;
+        if not found then
+            delete from outbox.kept_deliveries k
+            where k.event_id = old.event_id and k.endpoint_id = old.endpoint_id and k.workspace_id = old.workspace_id and k.state = old.state
+            returning k.* into gone;
+        end if;
+        if not found then
+            return null;
+        end if;
+        -- bulk priority: fresh events must not wait behind those million
+        insert into outbox.open_deliveries (event_id, endpoint_id, workspace_id, priority, next_attempt_at, attempt_count,
+            replay_count, last_status, last_error, ordering_key, ordering_seq, created_at)
+        values (gone.event_id, gone.endpoint_id, gone.workspace_id, 2,
+                case when new.next_attempt_at <> old.next_attempt_at then new.next_attempt_at else clock_timestamp() end,
+                gone.attempt_count, least(gone.replay_count + 1, 32767), gone.last_status, gone.last_error,
+                gone.ordering_key, gone.ordering_seq, gone.created_at);
+        perform outbox.wake_owners(array[old.endpoint_id]);
+        changed := 1;
     elsif old.state = 'delivered' and new.state = 'pending' then
         raise exception 'cannot set delivery % to pending: it was delivered', name
             using errcode = 'OB008',

@@ -111,6 +111,11 @@ def test_nothing_of_an_erased_event_goes_out_any_more(db, story, endpoint):
         db.execute("select outbox.replay(%s)", [story["dead"]])
     with pytest.raises(psycopg.Error, match="erased"):
         db.execute("update outbox.deliveries set state = 'pending' where event_id = %s", [story["dead"]])
+    for one in ("null", "%(endpoint)s"):
+        assert db.execute(
+            f"select outbox.replay_many(array[%(dead)s, %(open)s]::uuid[], {one})",
+            {**story, "endpoint": endpoint},
+        ).fetchone() == (0,)
     everything = "'{dead,delivered,canceled,missing}'"
     newcomer = add_endpoint(db)
     assert value(db, f"select outbox.replay_endpoint(%s, '-infinity', now(), {everything})", endpoint) == 1

@@ -1,0 +1,41 @@
+"""An outage of the database ends with the outage: no pause grows out of it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import outbox_worker.upkeep
+from outbox_worker.fan_out import SWEEP_PAUSE_MOST, Reader
+from outbox_worker.model import FannedOut
+from outbox_worker.presence import Presence
+from tests.support.waiting import eventually
+
+
+async def test_a_sweep_that_took_an_hour_is_followed_by_the_next_within_half_a_lease(monkeypatch):
+    """A sweep that waited for the database must not make the next one wait twenty times as long."""
+    clock, swept, stopping = [0.0], [], asyncio.Event()
+
+    async def sweep(*_):
+        clock[0] += 3600
+        swept.append(clock[0])
+        return 0
+
+    monkeypatch.setattr(outbox_worker.upkeep, "sweep_once", sweep)
+    monkeypatch.setattr(outbox_worker.upkeep, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    presence = Presence(name="test", version="0", seconds=0.05)
+    presence.shards.add(1)
+    wanted = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(outbox_worker.upkeep.sweep_loop(None, None, None, presence, wanted, stopping))
+        await eventually(lambda: len(swept) >= 2, timeout=5)
+        stopping.set()
+
+
+def test_the_queue_is_read_from_its_start_again_soon_after_an_outage():
+    """Events that committed out of order are found within seconds, however long one look at the queue took."""
+    reader = Reader()
+    ask = reader.ask(now=100.0)
+    reader.learn(ask, FannedOut([], [], [], {}, None), seconds=3600.0)
+    assert reader.ask(now=100.0 + SWEEP_PAUSE_MOST).mark == 0
+    assert reader.sweep_pause <= SWEEP_PAUSE_MOST

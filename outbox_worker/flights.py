@@ -49,6 +49,7 @@ class Flights:
         lease_seconds: float,
         margin_seconds: float,
         presence_until: Callable[[], float],
+        holds: Callable[[int], bool] = lambda _shard: True,
         on_point: Callable[[str], None] = lambda _point: None,
     ) -> None:
         self.lanes = lanes
@@ -57,6 +58,7 @@ class Flights:
         self.lease_seconds = lease_seconds
         self.margin_seconds = margin_seconds
         self.presence_until = presence_until
+        self.holds = holds
         self.on_point = on_point
         self.unsettled: deque[Settlement] = deque()
         self.unstarted: deque[Delivery] = deque()  # to be given back
@@ -85,6 +87,11 @@ class Flights:
         for leased in leases:
             lane = self.lanes.lane(leased.delivery.endpoint_id)
             lane.workspace_id = leased.delivery.workspace_id
+            # A claim and a fan-out under way at once, a shard that left or a stop meanwhile: more came than may start.
+            if self.draining or lane.in_flight >= lane.max_in_flight or not self.holds(lane.shard):
+                self.unstarted.append(leased.delivery)
+                self.settle_wanted.set()
+                continue
             endpoint = self.book.known(leased.delivery.endpoint_id, leased.delivery.endpoint_version)
             host = urlsplit(endpoint.url).netloc if endpoint is not None else ""
             was_suspect = lane.suspect
@@ -102,7 +109,11 @@ class Flights:
         try:
             endpoint = await self.book.endpoint(delivery.endpoint_id, delivery.endpoint_version)
             now = time.monotonic()
-            if endpoint is not None and self.may_start(endpoint, now, claimed_before):
+            if (
+                endpoint is not None
+                and self.holds(lane.shard)
+                and self.may_start(endpoint, now, claimed_before)
+            ):
                 started_at = leased.claimed_at + timedelta(seconds=now - received)
                 settlement = await deliver(
                     delivery,

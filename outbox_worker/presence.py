@@ -31,6 +31,7 @@ class Presence:
         self.until = 0.0  # monotonic
         self.shards: set[int] = set()  # owned; the same set for every loop
         self.leaving: set[int] = set()  # fallen to others, to be released when nothing is in flight there
+        self.held: set[int] = set()  # owned or leaving, until the release is asked for: requests may start
         self.wanted = asyncio.Event()
 
     async def renew_once(self, store: Store, lanes: Lanes) -> None:
@@ -40,6 +41,7 @@ class Presence:
                 telemetry.presence_lost(store.worker_no)
             self.shards.clear()
             self.leaving.clear()
+            self.held.clear()
             sent = time.monotonic()
             await store.register(self.name, self.version, lanes.slots, self.seconds)
             await store.notify("balance")
@@ -48,10 +50,14 @@ class Presence:
     async def balance_once(self, store: Store, lanes: Lanes) -> set[int]:
         """Release what fell to others and is quiet, take what fell to us; returns the shards gained."""
         released = sorted(self.leaving - lanes.shards_in_flight())
+        self.held.difference_update(
+            released
+        )  # before the call: a claim that comes back during it starts nothing
         rows = await store.balance(released)
         mine = {shard: heir for shard, owner, heir in rows if owner == store.worker_no}
         self.leaving = {shard for shard, heir in mine.items() if heir != store.worker_no}
         keep = set(mine) - self.leaving
+        self.held = set(mine)
         gained = keep - self.shards
         if keep != self.shards:
             telemetry.shards_changed(len(keep))

@@ -82,13 +82,14 @@ async def run(
                 open_transport(policy, bounds=bounds, ssl_context=certificates(settings))
             )
             send = transport.send
+        presence = Presence(name=name, version=__version__, seconds=settings.lease_seconds / 2)
         lanes = Lanes(
             slots=settings.max_in_flight,
             endpoint_limit=settings.endpoint_max_in_flight,
             host_limit=settings.host_max_in_flight,
             suspect_share=settings.suspect_share,
+            owned=presence.shards,
         )
-        presence = Presence(name=name, version=__version__, seconds=settings.lease_seconds / 2)
         book = EndpointBook(store, keyring, settings.request_timeout_seconds)
         flights = Flights(
             lanes=lanes,
@@ -97,6 +98,7 @@ async def run(
             lease_seconds=settings.lease_seconds,
             margin_seconds=settings.settle_margin_seconds,
             presence_until=lambda: presence.until,
+            holds=lambda shard: shard in presence.held,
             on_point=on_point,
         )
         wanted: asyncio.Queue[WakeUp] = asyncio.Queue(100)
@@ -122,6 +124,8 @@ async def run(
                 if not wanted.full():
                     wanted.put_nowait(WakeUp())  # the sweeps pause for long; a stop does not wait for them
                 await drain(flights, settings.drain_seconds, on_point)
+                # Fan-out and claim: what a call under way still brings is given back by the settle loop.
+                await asyncio.wait(started[4:6], timeout=LAST_SECONDS)
                 stopped.set()
                 flights.settle_wanted.set()
                 presence.wanted.set()

@@ -132,7 +132,7 @@ class EndpointBook:
                 raise Unreadable(f"opening the secret: {error}") from None
         opened = self.keyring.open(headers, "headers", expected) if headers is not None else {}
         pairs = tuple((str(name), str(value)) for name, value in opened.items())
-        problem = header_problem(pairs)
+        problem = header_problem(pairs, signature_header)
         if problem is not None:
             raise Unreadable(f"opening the headers: {problem}")
         return Endpoint(

@@ -74,7 +74,7 @@ create or replace function outbox.store_headers(endpoint outbox.endpoints, heade
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
-    problem text := outbox.header_problem(headers);
+    problem text := outbox.header_problem(headers, (select s.signature_header from outbox.settings s));
     origin text := outbox.url_origin(endpoint.url);
     sealed bytea;
 begin

@@ -34,7 +34,7 @@ begin
         raise exception 'cannot store the filter of endpoint %: %', new.endpoint_id, problem
             using errcode = 'OB007', hint = 'Compare a path with a literal, such as $.message.type == "text".';
     end if;
-    problem := outbox.header_names_problem(new.header_names);
+    problem := outbox.header_names_problem(new.header_names, (select s.signature_header from outbox.settings s));
     if problem is not null then
         raise exception 'cannot store the header names of endpoint %: %', new.endpoint_id, problem
             using errcode = 'OB006', hint = 'Set headers with outbox.set_endpoint_headers(endpoint_id, headers).';

@@ -38,7 +38,8 @@ create table outbox.settings (
                            check (cardinality(allowed_ports) between 1 and 100 and 1 <= all (allowed_ports) and 65535 >= all (allowed_ports)),
     allow_plain_http       boolean not null default false,
     allow_ip_literals      boolean not null default false,
-    signature_header       text not null default 'Edesy-Signature' check (signature_header ~ '^[A-Za-z][A-Za-z0-9-]{0,62}$'),
+    signature_header       text not null default 'Edesy-Signature' check (signature_header ~ '^[A-Za-z][A-Za-z0-9-]{0,62}$'
+                                  and lower(signature_header) !~ '^(webhook-.*|content-.*|proxy-.*|x-amz-.*|x-goog-.*|metadata.*|host|connection|transfer-encoding|upgrade|te|trailer|keep-alive|expect|http2-settings|user-agent|accept-encoding|cookie|authorization|traceparent|tracestate)$'),
     idempotency_retention  interval not null default '7 days' check (idempotency_retention >= '1 hour'),
     partition_width        interval not null default '7 days' check (partition_width between '1 hour' and '31 days'),
     partitions_ahead       interval not null default '28 days' check (partitions_ahead >= '4 days'),

@@ -20,6 +20,8 @@ create index recorded_attempts_failed_idx on outbox.recorded_attempts (endpoint_
 
 create table outbox.kept_attempts (like outbox.recorded_attempts including defaults including constraints,
     primary key (event_id, endpoint_id, attempt_no, workspace_id));
+create index kept_attempts_failed_idx on outbox.kept_attempts (endpoint_id, started_at)
+    where status is null or status < 200 or status > 299;
 
 create table outbox.late_results (like outbox.recorded_attempts including defaults,
     lease_token  uuid not null,

@@ -63,9 +63,9 @@ def run(
         if keep:
             stay(screen, story)
         else:
-            screen.look_around(
-                "The data stay. To look around, run outbox-worker demo --keep, then:", place.look_around
-            )
+            ours = "The data stay. To look around, run outbox-worker demo --keep, then:"
+            theirs = "The data stay. To look around:"
+            screen.look_around(theirs if database_url else ours, place.look_around)
         return 0 if summary.ok else 1
 
 

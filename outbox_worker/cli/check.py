@@ -104,9 +104,8 @@ def show(output: Output, finding: Finding) -> None:
             {"check": finding.check, "level": finding.level, "found": finding.found, "advice": finding.advice}
         )
     elif output.terminal:
-        line = styled("level", str(finding.level))
-        line.pad_right(5 - len(line))
-        line.append_text(Text(clean(f"{finding.check}: {finding.found}")))
+        line = Text.assemble(styled("level", f"{finding.level}"), " " * (5 - len(finding.level)))
+        line.append(clean(f"{finding.check}: {finding.found}"))
         if finding.advice:
             line.append(f"\n     {clean(finding.advice)}", "bold")
         output.screen.print(line)

@@ -138,7 +138,8 @@ def list_endpoints(
             connection,
             """
             select h.endpoint_id, h.workspace_id, h.url, h.state, coalesce(h.hold_reason, h.state_reason,
-                   h.filter_error) as reason, h.attempts, h.success_rate, h.p95_ms, h.failing_since, h.description, h.created_at
+                   h.filter_error) as reason, h.attempts, round(h.success_rate, 4) as success_rate, h.p95_ms,
+                   h.failing_since, h.description, h.created_at
             from outbox.endpoint_health h
             where (%(workspace)s::text is null or h.workspace_id = %(workspace)s::text)
               and (%(state)s::text is null or h.state = %(state)s::text)
@@ -170,7 +171,8 @@ def known(connection: Connection, endpoint_id: UUID) -> dict[str, Any]:
         select n.endpoint_id, n.workspace_id, h.url, n.description, n.state, n.state_reason, n.state_changed_at,
                n.hold_reason, n.event_types, n.filter::text as filter, n.filter_error, n.ordered, n.header_names,
                n.max_in_flight, n.max_per_second, n.timeout, n.retry_schedule, n.failing_since, h.circuit,
-               h.in_flight, h.in_flight_limit, h.attempts, h.successes, h.timeouts, h.success_rate, h.per_second,
+               h.in_flight, h.in_flight_limit, h.attempts, h.successes, h.timeouts,
+               round(h.success_rate, 4) as success_rate, h.per_second,
                h.p50_ms, h.p95_ms, h.p99_ms, h.waiting, h.oldest_waiting_at, h.why, h.worker, n.version,
                n.created_at, n.updated_at
         from outbox.endpoints n

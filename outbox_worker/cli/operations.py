@@ -51,9 +51,11 @@ def watch(connection: Connection, operation: UUID, output: Output) -> None:
     with Progress(*columns, console=output.screen, disable=not output.terminal) as progress:
         bar = progress.add_task("replay", total=state["total"], completed=state["affected"])
         if state["state"] == "running":
-            output.say(
-                f"replay {operation}: {state['affected']} of {state['total']} so far, the workers carry it on"
+            live = one(connection, "select count(*) from outbox.workers w where w.state = 'live'")
+            going = (
+                "the workers carry it on" if live else "no worker is live: start one with outbox-worker run"
             )
+            output.say(f"replay {operation}: {state['affected']} of {state['total']} so far, {going}")
         while state["state"] == "running":
             time.sleep(_POLL_SECONDS)
             state = operation_state(connection, operation)

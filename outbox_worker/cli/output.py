@@ -108,7 +108,7 @@ def table(rows: Sequence[Row], columns: Sequence[str], *, title: str = "") -> Ta
         made.add_column(
             column.replace("_", " "),
             justify="right" if numeric else "left",
-            no_wrap=column.endswith("_id"),
+            no_wrap=column.endswith(("_id", "_at", "state")),
             overflow="fold",
         )
     for row in rows:

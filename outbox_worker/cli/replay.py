@@ -71,6 +71,12 @@ def replay(
     resume: Annotated[
         UUID | None, typer.Option(metavar="OPERATION_ID", help="Watch a replay that goes on.")
     ] = None,
+    stop: Annotated[
+        UUID | None,
+        typer.Option(
+            metavar="OPERATION_ID", help="End a replay that goes on; what it has replayed stays so."
+        ),
+    ] = None,
     wait: Annotated[
         bool,
         typer.Option(
@@ -86,14 +92,22 @@ def replay(
     """
     events = [*(event or []), *(ids_in(events_from) if events_from else [])]
     output = Output(as_json=as_json)
-    chosen = [bool(events), endpoint is not None and since is not None and not events, resume is not None]
+    chosen = [
+        bool(events),
+        endpoint is not None and since is not None and not events,
+        resume is not None,
+        stop is not None,
+    ]
     if sum(chosen) != 1:
         raise typer.BadParameter(
-            "say what to replay: --event ID, or --endpoint ID with --since TIME, or --resume OPERATION_ID"
+            "say what to replay: --event ID, or --endpoint ID with --since TIME, or --resume or --stop OPERATION_ID"
         )
     with session() as connection:
         if resume is not None:
             watch(connection, resume, output)
+        elif stop is not None:
+            connection.execute("select outbox.stop_operation(%s::uuid)", [stop])
+            watch(connection, stop, output)
         elif events:
             replay_events(
                 connection, sorted(set(events)), endpoint, reason, output, dry_run=dry_run, yes=yes, wait=wait

@@ -30,32 +30,44 @@ class State(StrEnum):
     NONE = "none"  # nobody got the event
 
 
-_BEGINNING = """
-select e.created_at, e.event_id, e.event_type, e.workspace_id, d.endpoint_id, d.url, coalesce(d.state, 'none') as state, d.why,
-       d.attempt_count, d.last_status, d.last_error, d.next_attempt_at, d.finished_at, d.total_ms
-from outbox.event_log e
-left join outbox.delivery_log d on d.event_id = e.event_id and d.workspace_id = e.workspace_id
+_COLUMNS = """
+select f.created_at, f.event_id, f.event_type, f.workspace_id, f.endpoint_id, f.url, f.state, f.why, f.attempt_count,
+       f.last_status, f.last_error, f.next_attempt_at, f.finished_at, f.total_ms
 """
-# The same bound on both sides of the join: either may be the one to begin with.
+_EVERYTHING = """
+from (select e.created_at, e.event_id, e.event_type, e.workspace_id, e.payload, d.endpoint_id, d.event_id as delivered_id, d.url,
+             coalesce(d.state, 'none') as state, d.why, d.attempt_count, d.last_status, d.last_error, d.next_attempt_at,
+             d.finished_at, d.total_ms
+      from outbox.event_log e
+      left join outbox.delivery_log d on d.event_id = e.event_id and d.workspace_id = e.workspace_id) f
+"""
+# Dead letters are few and have an index of their own, which a state that a view computes cannot use.
+_DEAD_LETTERS = """
+from (select l.event_created_at as created_at, l.event_id, l.event_type, l.workspace_id, l.payload, l.endpoint_id,
+             l.event_id as delivered_id, l.url, 'dead' as state, l.reason as why, l.attempt_count, l.last_status, l.last_error,
+             null::timestamptz as next_attempt_at, l.finished_at, null::bigint as total_ms
+      from outbox.dead_letters l) f
+"""
 _FRAGMENTS = {
-    "event": "e.event_id = %(event)s::uuid",
-    "workspace": "e.workspace_id = %(workspace)s::text",
-    "type": "outbox.pattern_matches(%(type)s::text, e.event_type)",
-    "endpoint": "d.endpoint_id = %(endpoint)s::uuid",
-    "states": "coalesce(d.state, 'none') = any (%(states)s::text[])",
-    "since": "e.event_id >= outbox.event_id_floor(%(since)s::timestamptz)",
-    "until": "e.event_id < outbox.event_id_floor(%(until)s::timestamptz)",
-    "status": """exists (select from outbox.attempts a where a.event_id = e.event_id and a.endpoint_id = d.endpoint_id
+    "event": "f.event_id = %(event)s::uuid",
+    "workspace": "f.workspace_id = %(workspace)s::text",
+    "type": "outbox.pattern_matches(%(type)s::text, f.event_type)",
+    "endpoint": "f.endpoint_id = %(endpoint)s::uuid",
+    "states": "f.state = any (%(states)s::text[])",
+    "since": "f.event_id >= outbox.event_id_floor(%(since)s::timestamptz)",
+    "until": "f.event_id < outbox.event_id_floor(%(until)s::timestamptz)",
+    "status": """exists (select from outbox.attempts a where a.event_id = f.event_id and a.endpoint_id = f.endpoint_id
                  and a.status between %(status)s::int and %(status_to)s::int)""",
-    "text": """(strpos(lower(e.payload::text), lower(%(text)s::text)) > 0
-                or exists (select from outbox.attempts a where a.event_id = e.event_id and a.endpoint_id = d.endpoint_id
+    "text": """(strpos(lower(f.payload::text), lower(%(text)s::text)) > 0
+                or exists (select from outbox.attempts a where a.event_id = f.event_id and a.endpoint_id = f.endpoint_id
                            and strpos(lower(concat(a.error, ' ', a.response_body)), lower(%(text)s::text)) > 0))""",
-    "jsonpath": "e.payload @@ %(jsonpath)s::text::jsonpath",
+    "jsonpath": "f.payload @@ %(jsonpath)s::text::jsonpath",
 }
+# With an endpoint, the same bound on both sides of the join: the deliveries may be the better beginning.
 _DELIVERY_BOUNDS = {
-    "event": "d.event_id = %(event)s::uuid",
-    "since": "d.event_id >= outbox.event_id_floor(%(since)s::timestamptz)",
-    "until": "d.event_id < outbox.event_id_floor(%(until)s::timestamptz)",
+    "event": "f.delivered_id = %(event)s::uuid",
+    "since": "f.delivered_id >= outbox.event_id_floor(%(since)s::timestamptz)",
+    "until": "f.delivered_id < outbox.event_id_floor(%(until)s::timestamptz)",
 }
 
 
@@ -75,7 +87,11 @@ class Condition:
             self.fragments.append(_DELIVERY_BOUNDS[name])
 
     def query(self) -> str:
-        return f"{_BEGINNING} where {' and '.join(self.fragments)} order by e.event_id desc, d.endpoint_id limit %(limit)s::int"
+        source = _DEAD_LETTERS if self.values.get("states") == [State.DEAD] else _EVERYTHING
+        where = " and ".join(self.fragments)
+        return (
+            f"{_COLUMNS} {source} where {where} order by f.event_id desc, f.endpoint_id limit %(limit)s::int"
+        )
 
 
 def search(
@@ -120,7 +136,7 @@ def search(
             "event": event,
             "workspace": workspace,
             "type": event_type,
-            "states": [str(one) for one in state or []],
+            "states": sorted({str(one) for one in state or []}),
             "since": since_or_default(connection, since, event),
             "until": before_now(connection, until),
             "text": text,

@@ -123,7 +123,7 @@ def look(connection: Connection, backlog: Backlog, worst: int) -> dict[str, Any]
         connection,
         """
         select h.endpoint_id, h.workspace_id, h.url, h.state, coalesce(h.filter_error, h.why) as why, h.attempts, h.successes,
-               h.success_rate, h.p95_ms, h.circuit, h.failing_since, h.per_second
+               round(h.success_rate, 4) as success_rate, h.p95_ms, h.circuit, h.failing_since, h.per_second
         from outbox.endpoint_health h
         where h.state <> 'active' or h.hold_reason is not null or h.filter_error is not null or h.failing_since is not null
            or h.success_rate < 1 or h.circuit <> 'closed'

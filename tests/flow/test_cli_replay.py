@@ -77,6 +77,17 @@ async def test_a_replay_is_watched_until_the_workers_are_through(past, cli, shop
     assert "done: 2 of 2" in ran.lines[-1]
 
 
+async def test_a_running_replay_can_be_stopped(past, cli, shop):
+    """Its state is then canceled; a second stop is refused."""
+    operation = shop.execute(
+        "insert into outbox.operations (kind, endpoint_id, state, parameters)"
+        " values ('replay', %s, 'running', '{}') returning operation_id",
+        [past.bad],
+    ).fetchone()[0]
+    assert cli("replay", "--stop", operation, "--json").json[0]["state"] == "canceled"
+    assert cli("replay", "--stop", operation).code == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

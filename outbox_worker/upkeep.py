@@ -81,7 +81,8 @@ async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> No
                 count = await while_database_returns(task)
                 if count and name not in {"report", "circuits"}:
                     telemetry.upkeep_done(name, count)
-                due[name] = time.monotonic() + (0.1 if count >= SLICE else pause)
+                again = count >= (1 if name == "drop_partitions" else SLICE)  # one partition, or one slice, a call
+                due[name] = time.monotonic() + (0.1 if again else pause)
         try:
             async with asyncio.timeout(0.5):
                 await stopping.wait()

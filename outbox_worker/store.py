@@ -103,7 +103,12 @@ class Store:
                 self.pool.connection() as connection,
                 connection.transaction(),
             ):
-                await connection.execute(f"set local statement_timeout = {FILTER_MILLISECONDS}".encode())
+                # A wait for somebody's lock is no filter's fault: it ends first, as an error that is waited out.
+                limits = (str(FILTER_MILLISECONDS), str(FILTER_MILLISECONDS // 2))
+                bounds = (
+                    "select set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)"
+                )
+                await connection.execute(bounds, limits)
                 await connection.execute(text, {"endpoint_ids": list(endpoint_ids), "batch": batch})
         except psycopg.errors.QueryCanceled:
             return False

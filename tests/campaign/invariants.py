@@ -1,0 +1,311 @@
+"""The invariants: what must hold after any faults, each a function from the evidence to its violations.
+
+Reads: the ledger, the journal, the history tables, the stage's record of faults. Writes: nothing.
+Guarantee: zero tolerance; where a bound is allowed it is a constant with a name.
+If it is wrong: `python -m tests.campaign.mutants` shows which of them cannot fail.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import itertools
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.campaign.scene import LEASE_SECONDS, REQUEST_SECONDS, RETRY_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.campaign.operators import Operators
+    from tests.campaign.scene import Consumer
+    from tests.campaign.stage import Played
+
+CLOCK_SECONDS = 0.05
+"""How far two clocks of one machine, milliseconds rounded away, may seem to disagree."""
+STAMP_SECONDS = LEASE_SECONDS
+"""A request may arrive this long after the moment it was signed for (a process stopped in between: SIGSTOP)."""
+Pair = tuple[str, str]
+
+
+@dataclass
+class Evidence:
+    ledger: list[dict[str, Any]]
+    journal: list[dict[str, Any]]
+    consumers: list[Consumer]
+    deliveries: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+    lost: list[dict[str, Any]]
+    late: list[dict[str, Any]]
+    leases: list[dict[str, Any]]
+    people: Operators
+    played: list[Played]
+    drained: bool
+    unasked: list[str]
+    leftovers: list[str]
+
+    def __post_init__(self) -> None:
+        self.by_number = {one.number: one for one in self.consumers}
+        self.committed = {e["id"]: e for e in self.ledger if e["state"] == "committed"}
+        self.attempts_of: dict[Pair, list[dict[str, Any]]] = group(self.attempts)
+        self.lost_of: dict[Pair, list[dict[str, Any]]] = group(self.lost)
+        self.late_of: dict[Pair, list[dict[str, Any]]] = group(self.late)
+        self.requests_of: dict[Pair, list[dict[str, Any]]] = defaultdict(list)
+        for request in self.journal:
+            request["pair"] = (request["id"], self.by_number[request["endpoint"]].endpoint_id)
+            self.requests_of[request["pair"]].append(request)
+
+
+QUIET = {
+    "calm", "sigterm_under_load", "sigterm_all_in_turn", "sigterm_while_receivers_are_late", "old_snapshot_held",
+    "clock_off_by_an_hour", "receivers down (503)", "receivers silent", "receivers dripping", "receivers late",
+    "receivers black-holed", "receivers half-open", "receivers one-way", "receivers reset",
+}  # fmt: skip
+"""Faults that cost no lease: no worker dies or is stopped, the database stays within reach."""
+
+
+def group(rows: list[dict[str, Any]]) -> dict[Pair, list[dict[str, Any]]]:
+    found: dict[Pair, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["event_id"], row["endpoint_id"]].append(row)
+    return found
+
+
+def nothing_lost(e: Evidence) -> Iterator[str]:
+    """Every committed event reaches its end at every matching endpoint: a journalled 2xx, or dead with a reason."""
+    if not e.drained:
+        yield "work was left when the time to drain had passed"
+    ends = {(d["event_id"], d["endpoint_id"]): d for d in e.deliveries}
+    for event in e.committed.values():
+        for one in e.consumers:
+            if not one.matches(event["workspace"], event["type"], event["payload"]):
+                continue
+            end = ends.get((event["id"], one.endpoint_id))
+            if end is None:
+                yield f"event {event['n']} has no delivery to endpoint {one.number}"
+            elif end["state"] == "delivered":
+                if not any(200 <= r["status"] < 300 for r in e.requests_of[event["id"], one.endpoint_id]):
+                    yield f"event {event['n']} is delivered to endpoint {one.number}, which never answered 2xx"
+            elif end["state"] != "dead" or end["reason"] not in ("exhausted", "crash_loop"):
+                yield f"event {event['n']} to endpoint {one.number} is {end['state']} ({end['reason']})"
+
+
+def nothing_else(e: Evidence) -> Iterator[str]:
+    """What the receiver saw was committed, and matches the endpoint."""
+    for request in e.journal:
+        event = e.committed.get(request["id"])
+        if event is None:
+            yield f"request {request['r']}: event {request['id']} was never committed"
+        elif not e.by_number[request["endpoint"]].matches(
+            event["workspace"], event["type"], event["payload"]
+        ):
+            yield f"request {request['r']}: event {event['n']} is not for endpoint {request['endpoint']}"
+    for delivery in e.deliveries:
+        if delivery["event_id"] not in e.committed:
+            yield f"a delivery of event {delivery['event_id']}, which was never committed"
+
+
+def dead_letters_are_exhausted(e: Evidence) -> Iterator[str]:
+    """Exhausted means 8 failed attempts since the last replay; attempts are numbered without a gap."""
+    for delivery in e.deliveries:
+        rows = e.attempts_of[delivery["event_id"], delivery["endpoint_id"]]
+        if sorted(r["attempt_no"] for r in rows) != list(range(1, delivery["attempt_count"] + 1)):
+            yield f"{delivery['event_id']}: {delivery['attempt_count']} attempts, recorded {[r['attempt_no'] for r in rows]}"
+        if delivery["reason"] == "exhausted":
+            last = sorted(rows, key=lambda r: r["attempt_no"])[-delivery["failed_count"] :]
+            if delivery["failed_count"] != len(RETRY_SECONDS) + 1 or any(succeeded(r) for r in last):
+                yield f"{delivery['event_id']} is exhausted after {delivery['failed_count']} failures"
+
+
+def succeeded(row: dict[str, Any]) -> bool:
+    return row["status"] is not None and 200 <= row["status"] < 300
+
+
+def every_request_is_accounted_for(e: Evidence) -> Iterator[str]:
+    """A request that the receiver saw is an attempt, a recorded lost lease or a recorded late result."""
+    for request in e.journal:
+        if not (
+            matching(e.attempts_of, request) or matching(e.late_of, request) or lost_lease_of(e, request)
+        ):
+            yield f"request {request['r']} (attempt {request['attempt']} of {request['id']}) is recorded nowhere"
+
+
+def matching(rows: dict[Pair, list[dict[str, Any]]], request: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        row for row in rows.get(request["pair"], ())
+        if row["attempt_no"] == request["attempt"] and abs(row["started_at"] - int(request["stamp"]) - 0.5) <= 0.5 + CLOCK_SECONDS
+    ]  # fmt: skip
+
+
+def lost_lease_of(e: Evidence, request: dict[str, Any]) -> bool:
+    return any(
+        row["attempt_no"] == request["attempt"]
+        and row["expired_at"] - LEASE_SECONDS - 1 - CLOCK_SECONDS
+        <= int(request["stamp"])
+        <= row["expired_at"]
+        for row in e.lost_of.get(request["pair"], ())
+    )
+
+
+def every_status_was_journalled(e: Evidence) -> Iterator[str]:
+    """An attempt or late result with a status has its request in the journal, answered with that status."""
+    for pair, rows in [*e.attempts_of.items(), *e.late_of.items()]:
+        for row in rows:
+            seen = [
+                r
+                for r in e.requests_of.get(pair, ())
+                if r["status"] == row["status"] and r["attempt"] == row["attempt_no"]
+            ]
+            if row["status"] is not None and not seen:
+                yield f"attempt {row['attempt_no']} of {pair[0]} has status {row['status']}, which nobody answered"
+
+
+def duplicates_are_explained(e: Evidence) -> Iterator[str]:
+    """Successes of one delivery: one, one more per replay, one more per recorded lost lease; nothing else."""
+    for pair, rows in e.requests_of.items():
+        answered = [r for r in rows if 200 <= r["status"] < 300]
+        heard = [
+            r
+            for r in answered
+            if any(succeeded(a) for a in matching(e.attempts_of, r)) or not matching(e.attempts_of, r)
+        ]
+        allowed = 1 + e.people.replays.get(pair, 0) + len(e.lost_of.get(pair, ()))
+        if len(heard) > allowed:
+            yield f"{pair[0]} was delivered {len(heard)} times to {pair[1]}; {allowed} are explained"
+
+
+def nobody_retries_early(e: Evidence) -> Iterator[str]:
+    """No attempt before the schedule's time after the one before, unless a person asked for it."""
+    for pair, rows in e.attempts_of.items():
+        if pair in e.people.touched:
+            continue
+        ordered = sorted(rows, key=lambda r: r["attempt_no"])
+        for before, after in itertools.pairwise(ordered):
+            wait = RETRY_SECONDS[min(before["attempt_no"], len(RETRY_SECONDS)) - 1]
+            waited = after["started_at"] - before["started_at"] - before["duration_ms"] / 1000
+            if waited < wait - CLOCK_SECONDS:
+                yield f"attempt {after['attempt_no']} of {pair[0]} came {waited:.3f} s after a failure, not {wait}"
+
+
+def every_try_is_the_same(e: Evidence) -> Iterator[str]:
+    """One event, one body, byte for byte, with its own id in it."""
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for request in e.journal:
+        hashes[request["id"]].add(request["sha"])
+        if not request["body"].startswith(f'{{"id": "{request["id"]}", '):
+            yield f"request {request['r']}: the body does not name the event"
+    yield from (
+        f"event {event_id} was sent with {len(found)} bodies"
+        for event_id, found in hashes.items()
+        if len(found) > 1
+    )
+
+
+def every_signature_is_valid(e: Evidence) -> Iterator[str]:
+    """Signed with a secret of the endpoint, for the database's time of the attempt."""
+    for request in e.journal:
+        signed = f"{request['id']}.{request['stamp']}.{request['body']}".encode()
+        marks = {
+            "v1,"
+            + base64.b64encode(hmac.digest(base64.b64decode(secret[6:]), signed, hashlib.sha256)).decode()
+            for secret in e.by_number[request["endpoint"]].secrets
+        }
+        if not marks & set(request["signature"].split()):
+            yield f"request {request['r']}: no signature is valid"
+        stopped = any(
+            p.name.startswith("sigstop") and p.began - 1 < request["at"] < p.ended + 2 for p in e.played
+        )
+        if (
+            not -1 - CLOCK_SECONDS
+            <= request["at"] - int(request["stamp"])
+            <= (30 if stopped else STAMP_SECONDS)
+        ):
+            yield f"request {request['r']} was signed for {request['stamp']}, sent at {request['at']:.1f}"
+
+
+def tokens_fence(e: Evidence) -> Iterator[str]:
+    """No state set by a stale token: what ended a lease was begun under that lease."""
+    taken: dict[Pair, dict[str, Any]] = {}
+    begun = {(a["event_id"], a["endpoint_id"], a["attempt_no"]): a["started_at"] for a in e.attempts}
+    for row in e.leases:
+        pair = (row["event_id"], row["endpoint_id"])
+        if row["what"] == "leased":
+            taken[pair] = row
+        elif (started := begun.get((*pair, row["attempt_no"]))) is not None and started < taken[pair][
+            "at"
+        ] - CLOCK_SECONDS:
+            yield f"attempt {row['attempt_no']} of {pair[0]} began {taken[pair]['at'] - started:.2f} s before its lease"
+
+
+def limits_hold(e: Evidence) -> Iterator[str]:
+    """Requests at once to one endpoint within its limit, those of lost leases and late results left out."""
+    for one in e.consumers:
+        if one.max_in_flight is None:
+            continue
+        counted = [
+            r for r in e.journal
+            if r["endpoint"] == one.number and matching(e.attempts_of, r) and not lost_lease_of(e, r)
+        ]  # fmt: skip
+        moves = [(r["at"], 1) for r in counted] + [
+            (min(r.get("end", 1e12), r["at"] + REQUEST_SECONDS), -1) for r in counted
+        ]
+        now = most = 0
+        at = 0.0
+        for moment, step in sorted(moves):
+            now += step
+            if now > most:
+                most, at = now, moment
+        if most > one.max_in_flight:
+            yield f"endpoint {one.number} had {most} requests at once at {at:.2f}, its limit is {one.max_in_flight}"
+
+
+def workers_recover(e: Evidence) -> Iterator[str]:
+    """After each fault every healthy endpoint hears again within lease + poll + 2 s, or the fault's own bound."""
+    from tests.campaign.faults import BOUND, BY_NAME  # noqa: PLC0415  (faults know the stage, the stage knows us)
+
+    for one in e.played:
+        bound = getattr(BY_NAME.get(one.name), "bound", BOUND)
+        if one.recovery is not None and one.recovery > bound:
+            yield f"after {one.name} it took {one.recovery:.1f} s, more than {bound:.1f}"
+
+
+def workers_leave_only_when_asked(e: Evidence) -> Iterator[str]:
+    yield from e.unasked
+
+
+def nothing_is_left_behind(e: Evidence) -> Iterator[str]:
+    """Descriptors, memory and connections are back at the baseline; nobody idles in a transaction."""
+    yield from e.leftovers
+
+
+def lost_leases_have_a_cause(e: Evidence) -> Iterator[str]:
+    """A lease is lost only if a fault lay within its life."""
+    for row in e.lost:
+        alive = (row["expired_at"] - LEASE_SECONDS - 1, row["expired_at"])
+        if not any(p.name not in QUIET and p.began <= alive[1] and p.ended + 2 >= alive[0] for p in e.played):
+            yield f"a lease of {row['event_id']} was lost in peace, at {row['expired_at']:.1f}"
+
+
+ALL = (
+    nothing_lost, nothing_else, dead_letters_are_exhausted, every_request_is_accounted_for, every_status_was_journalled,
+    duplicates_are_explained, nobody_retries_early, every_try_is_the_same, every_signature_is_valid, tokens_fence, limits_hold,
+    workers_recover, workers_leave_only_when_asked, nothing_is_left_behind, lost_leases_have_a_cause,
+)  # fmt: skip
+
+
+def check(evidence: Evidence) -> dict[str, list[str]]:
+    """Violations by the invariant's name; empty lists are kept, since they are the claim."""
+    return {one.__name__: list(one(evidence)) for one in ALL}
+
+
+def duplicates(e: Evidence) -> Counter[Pair]:
+    """Successes beyond the first and beyond replays, per delivery."""
+    extra: Counter[Pair] = Counter()
+    for pair, rows in e.requests_of.items():
+        count = sum(200 <= r["status"] < 300 for r in rows) - 1 - e.people.replays.get(pair, 0)
+        if count > 0:
+            extra[pair] = count
+    return extra

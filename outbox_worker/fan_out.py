@@ -17,7 +17,7 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
-from outbox_worker.limits import START_LIMIT, Lanes
+from outbox_worker.lane import START_LIMIT
 from outbox_worker.model import FannedOut, FanOutAsk, Room
 from outbox_worker.wakeup import WakeUp, WakeUps
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from outbox_worker.flights import Flights
+    from outbox_worker.limits import Lanes
     from outbox_worker.store import Store
 
 BATCH = 400

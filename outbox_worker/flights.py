@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outbox_worker.endpoint_book import EndpointBook
-    from outbox_worker.limits import Lane, Lanes
+    from outbox_worker.lane import Lane
+    from outbox_worker.limits import Lanes
     from outbox_worker.model import Leased
 
 UNREACHABLE = frozenset(

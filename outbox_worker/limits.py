@@ -10,99 +10,21 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from outbox_worker.lane import (
+    LATENCY_BUCKETS,
+    LATER_MOST,
+    NEVER,
+    PROBE_SECONDS,
+    PROBE_SECONDS_MOST,
+    START_LIMIT,
+    TRIP_AFTER,
+    Lane,
+)
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-START_LIMIT = 8.0
-"""Requests at once to an endpoint that we know nothing about."""
-TRIP_AFTER = 5
-"""Consecutive timeouts or connection failures that open the circuit."""
-PROBE_SECONDS = 5.0
-PROBE_SECONDS_MOST = 60.0
-"""First and longest wait before the next probe of an open circuit; doubles in between."""
-LATENCY_BUCKETS = 17
-"""Counts of durations up to 1, 2, 4 … 32768 ms, and longer."""
-NEVER = float("inf")
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(slots=True)
-class Lane:
-    """What one worker knows of one endpoint."""
-
-    endpoint_id: UUID
-    workspace_id: str = ""
-    host: str = ""
-    shard: int = -1
-    max_in_flight: int = 128
-    max_per_second: float | None = None
-    in_flight: int = 0
-    limit: float = START_LIMIT
-    failures: int = 0  # consecutive timeouts and connection failures
-    open_until: float = 0.0  # next probe; 0 while the circuit is closed
-    probe_seconds: float = PROBE_SECONDS
-    tokens: float = 1.0
-    refilled_at: float = 0.0
-    due_at: float = NEVER  # earliest known work
-    keyed: bool = False  # has deliveries with an ordering key
-    marks: list[datetime] = field(default_factory=lambda: [BEGINNING] * 3)  # how far each priority was read
-    attempts: int = 0
-    successes: int = 0
-    timeouts: int = 0
-    latency_counts: list[int] = field(default_factory=lambda: [0] * LATENCY_BUCKETS)
-    changed: bool = False  # circuit opened or closed since the last report
-
-    @property
-    def suspect(self) -> bool:
-        return self.failures > 0
-
-    @property
-    def circuit(self) -> str:
-        if self.open_until:
-            return "open"
-        return "half_open" if self.failures >= TRIP_AFTER else "closed"
-
-    def room(self, now: float) -> int:
-        """How many more requests may start now."""
-        if self.open_until > now:
-            return 0
-        if self.failures >= TRIP_AFTER:  # a probe, one at a time
-            return 1 if self.in_flight == 0 else 0
-        room = min(int(self.limit), self.max_in_flight) - self.in_flight
-        if self.max_per_second is not None:
-            self.refill(now)
-            room = min(room, int(self.tokens))
-        return max(room, 0)
-
-    def refill(self, now: float) -> None:
-        if self.max_per_second is not None:
-            burst = max(1.0, self.max_per_second)
-            self.tokens = min(burst, self.tokens + (now - self.refilled_at) * self.max_per_second)
-            self.refilled_at = now
-
-    def waits_for(self, now: float) -> str | None:
-        """Why due work does not start; null when nothing is due or it may."""
-        if self.due_at > now or self.room(now) > 0:
-            return None
-        if self.failures >= TRIP_AFTER:
-            return "circuit"
-        return "slots" if self.in_flight >= min(int(self.limit), self.max_in_flight) else "rate"
-
-    def read_from_start(self) -> None:
-        """Work came in behind the low-water marks: look again from the start."""
-        self.marks = [BEGINNING] * 3
-
-    def retry_at(self, now: float) -> float:
-        """When room may appear without an answer arriving first."""
-        if self.open_until > now:
-            return self.open_until
-        if self.max_per_second is not None and self.tokens < 1:
-            return now + (1 - self.tokens) / self.max_per_second
-        return NEVER
 
 
 class Lanes:
@@ -146,20 +68,21 @@ class Lanes:
     def work_is_due(self, endpoint_id: UUID, at: float) -> None:
         """There is work for this endpoint at a moment (or since)."""
         lane = self.lane(endpoint_id)
-        if at < lane.due_at:
-            lane.due_at = at
-            heapq.heappush(self.timers, (at, endpoint_id))
+        if at >= lane.due_at:
+            if len(lane.later) < LATER_MOST and at not in lane.later:
+                heapq.heappush(lane.later, at)
+            return
+        if lane.due_at != NEVER:
+            heapq.heappush(lane.later, lane.due_at)
+        lane.due_at = at
+        heapq.heappush(self.timers, (at, endpoint_id))
 
     def next_timer(self) -> float:
         return self.timers[0][0] if self.timers else NEVER
 
     def plan(self, now: float, free: int, most_endpoints: int = 128) -> list[tuple[Lane, int]]:
         """Whose turn it is and how many each may start: round the ready endpoints, one share each."""
-        while self.timers and self.timers[0][0] <= now:
-            _, endpoint_id = heapq.heappop(self.timers)
-            lane = self.lanes.get(endpoint_id)
-            if lane is not None and lane.due_at <= now:
-                self.ready[endpoint_id] = None
+        self.wake_due(now)
         asks: list[tuple[Lane, int]] = []
         share = max(1, free // max(1, min(len(self.ready), most_endpoints)))
         suspect_room = self.suspect_slots - self.suspects_in_flight
@@ -168,14 +91,8 @@ class Lanes:
             if free <= 0 or len(asks) >= most_endpoints:
                 break
             lane = self.lanes[endpoint_id]
-            if self.owned is not None and lane.shard not in self.owned:  # a retry learned after the shard left
-                lane.due_at = NEVER
-                del self.ready[endpoint_id]
-                continue
-            room = min(lane.room(now), share, free)
-            if lane.host:
-                host_room = host_rooms.setdefault(lane.host, self.host_limit - self.hosts.get(lane.host, 0))
-                room = min(room, host_room)
+            host_room = host_rooms.get(lane.host, self.host_limit - self.hosts.get(lane.host, 0))
+            room = min(lane.room(now), share, free, host_room if lane.host else share)
             if lane.suspect:
                 room = min(room, suspect_room)
             if room <= 0:
@@ -183,12 +100,26 @@ class Lanes:
                 continue
             if lane.suspect:
                 suspect_room -= room
-            if lane.host:
-                host_rooms[lane.host] -= room
+            host_rooms[lane.host] = host_room - room
             free -= room
             self.ready.move_to_end(endpoint_id)
             asks.append((lane, room))
         return asks
+
+    def wake_due(self, now: float) -> None:
+        """Whose moment has come joins the ring, if this worker still owns its shard."""
+        while self.timers and self.timers[0][0] <= now:
+            _, endpoint_id = heapq.heappop(self.timers)
+            lane = self.lanes.get(endpoint_id)
+            if lane is None or lane.due_at > now:
+                continue
+            if (
+                self.owned is not None and lane.shard not in self.owned
+            ):  # a retry learned after the shard left
+                lane.due_at = NEVER
+                lane.later.clear()
+            else:
+                self.ready[endpoint_id] = None
 
     def rest(self, lane: Lane, now: float) -> None:
         """No room: out of the ring until an answer arrives or a moment comes."""
@@ -200,12 +131,16 @@ class Lanes:
             heapq.heappush(self.timers, (retry_at, lane.endpoint_id))
 
     def claimed(self, lane: Lane, asked: int, got: int, now: float) -> None:
-        """What a claim brought: fewer than asked means that nothing more is due."""
-        if got < asked:
-            lane.due_at = NEVER
-            self.ready.pop(lane.endpoint_id, None)
-        else:
+        """What a claim sent at `now` brought: fewer than asked means that nothing more was due then."""
+        if got >= asked:
             lane.due_at = min(lane.due_at, now)
+            return
+        self.ready.pop(lane.endpoint_id, None)
+        while lane.later and lane.later[0] <= now:
+            heapq.heappop(lane.later)
+        lane.due_at = heapq.heappop(lane.later) if lane.later else NEVER
+        if lane.due_at != NEVER:
+            heapq.heappush(self.timers, (lane.due_at, lane.endpoint_id))
 
     def handed_over_room(self, now: float) -> dict[UUID, tuple[int, int]]:
         """Room and requests in flight of each lane that has less room than a new one: the fan-out hands over no more."""
@@ -295,6 +230,7 @@ class Lanes:
         for endpoint_id, lane in list(self.lanes.items()):
             if lane.shard not in shards:
                 lane.due_at = NEVER
+                lane.later.clear()
                 self.ready.pop(endpoint_id, None)
                 if lane.in_flight == 0:
                     del self.lanes[endpoint_id]

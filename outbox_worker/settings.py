@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from outbox_worker.errors import ConfigError
 
 PREFIX = "OUTBOX_"
+DATABASE_URL = f"{PREFIX}DATABASE_URL"
 
 
 def split(text: object) -> object:
@@ -119,7 +120,7 @@ class Settings(BaseSettings):
 def load() -> Settings:
     """Settings from the environment, or ConfigError with every fault in it."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    secrets = {name for name in known if name in {f"{PREFIX}DATABASE_URL", f"{PREFIX}OWNER_DATABASE_URL"}}
+    secrets = {name for name in known if name in {DATABASE_URL, f"{PREFIX}OWNER_DATABASE_URL"}}
     given = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     from_files = {}
     for name in secrets:
@@ -139,6 +140,15 @@ def load() -> Settings:
             describe(fault["loc"], fault["msg"], fault["type"]) for fault in error.errors(include_input=False)
         )
         raise ConfigError(f"read the environment: {faults}. See the README's table of settings.") from None
+
+
+def database_url_if_given() -> str | None:
+    """For the demo, which brings a database of its own where none is named."""
+    return (
+        load().database_url.get_secret_value()
+        if {DATABASE_URL, f"{DATABASE_URL}_FILE"} & set(os.environ)
+        else None
+    )
 
 
 def secret_from(name: str, path: str) -> str:

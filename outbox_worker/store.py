@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from psycopg_pool import AsyncConnectionPool
 
-    from outbox_worker.limits import Lane
+    from outbox_worker.lane import Lane
     from outbox_worker.model import Delivery, FannedOut, FanOutAsk, Leased, Room, Settlement
 
 LOOK = 300

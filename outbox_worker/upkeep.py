@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
-from outbox_worker.limits import LATENCY_BUCKETS, Lane, Lanes
+from outbox_worker.lane import LATENCY_BUCKETS, Lane
 from outbox_worker.sweep import sweep_once
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from outbox_worker.flights import Flights
+    from outbox_worker.limits import Lanes
     from outbox_worker.presence import Presence
     from outbox_worker.store import Store
     from outbox_worker.wakeup import WakeUp
@@ -81,7 +82,9 @@ async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> No
                 count = await while_database_returns(task)
                 if count and name not in {"report", "circuits"}:
                     telemetry.upkeep_done(name, count)
-                again = count >= (1 if name == "drop_partitions" else SLICE)  # one partition, or one slice, a call
+                again = count >= (
+                    1 if name == "drop_partitions" else SLICE
+                )  # one partition, or one slice, a call
                 due[name] = time.monotonic() + (0.1 if again else pause)
         try:
             async with asyncio.timeout(0.5):

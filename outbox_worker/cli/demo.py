@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from outbox_worker import settings
+
 
 def demo(
     keep: Annotated[
@@ -18,4 +20,5 @@ def demo(
     """Publish, deliver, retry, replay: every promise, watched live, on this machine. Exit 0 if all held."""
     from outbox_worker import demo as story  # noqa: PLC0415  (its server and receiver are nobody else's)
 
-    raise typer.Exit(story.run(folder=folder, keep=keep, as_json=as_json))
+    url = settings.database_url_if_given()
+    raise typer.Exit(story.run(folder=folder, keep=keep, as_json=as_json, database_url=url))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox_worker.limits import NEVER, PROBE_SECONDS, PROBE_SECONDS_MOST, START_LIMIT, TRIP_AFTER, Lanes
+from outbox_worker.lane import NEVER, PROBE_SECONDS, PROBE_SECONDS_MOST, START_LIMIT, TRIP_AFTER
+from outbox_worker.limits import Lanes
 
 
 def lanes(slots=100, share=0.2, endpoint_limit=128, host_limit=1000) -> Lanes:
@@ -145,6 +146,20 @@ def test_the_round_gives_every_ready_endpoint_its_turn():
     asks = ours.plan(0, 40)
     assert {lane.endpoint_id for lane, _ in asks} == set(ids)
     assert {room for _, room in asks} == {4}
+
+
+def test_each_retrys_moment_is_remembered():
+    """A claim that finds nothing more leaves the later moments standing; each wakes its endpoint."""
+    ours = lanes()
+    lane = ours.lane(uuid4())
+    for at in (5.0, 1.0, 3.0):
+        ours.work_is_due(lane.endpoint_id, at)
+    woken = []
+    for now in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
+        for one, room in ours.plan(now, 10):
+            woken.append(now)
+            ours.claimed(one, room, room - 1, now)
+    assert woken == [1.0, 3.0, 5.0]
 
 
 def test_the_fan_out_is_told_of_lanes_with_less_room_than_a_new_one():

@@ -1,0 +1,105 @@
+"""Lane: what one worker knows of one endpoint, and how many requests it may have now.
+
+Reads: outcomes that are counted here. Writes: nothing; every time is an argument (monotonic seconds).
+Guarantee: no more in flight than the limit; an open circuit lets one probe through at a time.
+If it dies: nothing is lost; a new worker starts small again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+START_LIMIT = 8.0
+"""Requests at once to an endpoint that we know nothing about."""
+TRIP_AFTER = 5
+"""Consecutive timeouts or connection failures that open the circuit."""
+PROBE_SECONDS = 5.0
+PROBE_SECONDS_MOST = 60.0
+"""First and longest wait before the next probe of an open circuit; doubles in between."""
+LATENCY_BUCKETS = 17
+"""Counts of durations up to 1, 2, 4 … 32768 ms, and longer."""
+LATER_MOST = 32
+"""Moments remembered for one endpoint; what comes after them is found by the sweep."""
+NEVER = float("inf")
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Lane:
+    """What one worker knows of one endpoint."""
+
+    endpoint_id: UUID
+    workspace_id: str = ""
+    host: str = ""
+    shard: int = -1
+    max_in_flight: int = 128
+    max_per_second: float | None = None
+    in_flight: int = 0
+    limit: float = START_LIMIT
+    failures: int = 0  # consecutive timeouts and connection failures
+    open_until: float = 0.0  # next probe; 0 while the circuit is closed
+    probe_seconds: float = PROBE_SECONDS
+    tokens: float = 1.0
+    refilled_at: float = 0.0
+    due_at: float = NEVER  # earliest known work
+    later: list[float] = field(default_factory=list)  # a heap of the next moments after that, bounded
+    keyed: bool = False  # has deliveries with an ordering key
+    marks: list[datetime] = field(default_factory=lambda: [BEGINNING] * 3)  # how far each priority was read
+    attempts: int = 0
+    successes: int = 0
+    timeouts: int = 0
+    latency_counts: list[int] = field(default_factory=lambda: [0] * LATENCY_BUCKETS)
+    changed: bool = False  # circuit opened or closed since the last report
+
+    @property
+    def suspect(self) -> bool:
+        return self.failures > 0
+
+    @property
+    def circuit(self) -> str:
+        if self.open_until:
+            return "open"
+        return "half_open" if self.failures >= TRIP_AFTER else "closed"
+
+    def room(self, now: float) -> int:
+        """How many more requests may start now."""
+        if self.open_until > now:
+            return 0
+        if self.failures >= TRIP_AFTER:  # a probe, one at a time
+            return 1 if self.in_flight == 0 else 0
+        room = min(int(self.limit), self.max_in_flight) - self.in_flight
+        if self.max_per_second is not None:
+            self.refill(now)
+            room = min(room, int(self.tokens))
+        return max(room, 0)
+
+    def refill(self, now: float) -> None:
+        if self.max_per_second is not None:
+            burst = max(1.0, self.max_per_second)
+            self.tokens = min(burst, self.tokens + (now - self.refilled_at) * self.max_per_second)
+            self.refilled_at = now
+
+    def waits_for(self, now: float) -> str | None:
+        """Why due work does not start; null when nothing is due or it may."""
+        if self.due_at > now or self.room(now) > 0:
+            return None
+        if self.failures >= TRIP_AFTER:
+            return "circuit"
+        return "slots" if self.in_flight >= min(int(self.limit), self.max_in_flight) else "rate"
+
+    def read_from_start(self) -> None:
+        """Work came in behind the low-water marks: look again from the start."""
+        self.marks = [BEGINNING] * 3
+
+    def retry_at(self, now: float) -> float:
+        """When room may appear without an answer arriving first."""
+        if self.open_until > now:
+            return self.open_until
+        if self.max_per_second is not None and self.tokens < 1:
+            return now + (1 - self.tokens) / self.max_per_second
+        return NEVER

@@ -10,24 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-import psycopg
-
+from tests.campaign.database_faults import (
+    backends_terminated,
+    database_killed,
+    database_read_only,
+    database_restarted,
+    database_slow_and_workers_leave,
+    database_way,
+    no_connection_left,
+    old_snapshot_held,
+    restart,
+    table_locked,
+)
 from tests.campaign.proxy import Mode
 from tests.campaign.receiver import Answer
 from tests.campaign.scene import DATABASE_SECONDS, LEASE_SECONDS, POLL_SECONDS
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import AsyncIterator
 
     from tests.campaign.stage import Stage
 
 BOUND = LEASE_SECONDS + POLL_SECONDS + 2
-HALF_OPEN_BOUND = BOUND + DATABASE_SECONDS + 10  # psycopg waits 5 s for a cancellation and 5 s for its effect
+HALF_OPEN_BOUND = BOUND + 2 * (DATABASE_SECONDS + 10)
+"""psycopg waits 5 s for a cancellation and 5 s for its effect; the next connection of the pool can be as dead."""
 
 
 async def sigkill_one(stage: Stage, rng: random.Random) -> None:
@@ -105,13 +114,11 @@ async def dies_at(stage: Stage, rng: random.Random, place_of_death: str) -> str:
     count = 1 if place_of_death in RARE else rng.randrange(1, 6)
     await stage.fleet.replace(place, dies_at=f"{place_of_death}#{count}")
     if "reap" in place_of_death:  # somebody must lose leases, and this one must take over
-        await asyncio.sleep(2)
         for other in stage.fleet.places:
             if other is not place:
                 stage.fleet.signal(other, signal.SIGKILL, "kill")
         kills += 2
     elif place_of_death == "draining":
-        await asyncio.sleep(2)
         stage.fleet.signal(place, signal.SIGTERM, "kill")
     for _ in range(120):
         await asyncio.sleep(0.1)
@@ -136,116 +143,6 @@ def kill_point(name: str):
 async def clock_off_by_an_hour(stage: Stage, rng: random.Random) -> None:
     await stage.fleet.replace(rng.choice(stage.fleet.places), clock_seconds=rng.choice((-3600.0, 3600.0)))
     await asyncio.sleep(4)
-
-
-async def database_killed(stage: Stage, rng: random.Random) -> None:
-    await restart(stage, "immediate")
-
-
-async def database_restarted(stage: Stage, rng: random.Random) -> None:
-    await restart(stage, "fast")
-
-
-async def restart(stage: Stage, mode: str) -> None:
-    await stage.database.restart(mode)
-    stage.to_database.target_port = stage.app_to_database.target_port = stage.database.server.port
-
-
-async def backends_terminated(stage: Stage, rng: random.Random) -> None:
-    for _ in range(15):
-        await stage.database.rows(
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'worker_login'"
-        )
-        await asyncio.sleep(0.2)
-
-
-async def proxy_mode(stage: Stage, rng: random.Random, *, mode: Mode, seconds: float) -> None:
-    await stage.to_database.set(mode)
-    if rng.random() < 0.5:
-        await stage.app_to_database.set(mode)
-    await asyncio.sleep(seconds)
-
-
-def database_way(name: str, mode: Mode, seconds: float, bound: float = BOUND):
-    fault = partial(proxy_mode, mode=mode, seconds=seconds)
-    fault.__name__ = name
-    fault.bound = bound
-    return fault
-
-
-async def database_slow_and_workers_leave(stage: Stage, rng: random.Random) -> None:
-    """Every call takes long while shards change hands."""
-    await stage.to_database.set(Mode.SLOW)
-    for _ in range(3):
-        await stage.fleet.term(rng.choice(stage.fleet.places))
-        await asyncio.sleep(2)
-
-
-async def database_read_only(stage: Stage, rng: random.Random) -> None:
-    try:
-        await stage.database.rows("alter system set default_transaction_read_only = on")
-        await stage.database.rows("select pg_reload_conf()")
-        await asyncio.sleep(4)
-    finally:
-        async with await psycopg.AsyncConnection.connect(
-            stage.database.server.dsn(), autocommit=True
-        ) as connection:
-            await connection.execute("set default_transaction_read_only = off")
-            await connection.execute("alter system reset default_transaction_read_only")
-            await connection.execute("select pg_reload_conf()")
-
-
-@asynccontextmanager
-async def session(stage: Stage) -> AsyncIterator[psycopg.AsyncConnection]:
-    async with await psycopg.AsyncConnection.connect(
-        stage.database.server.dsn(), application_name="stranger"
-    ) as connection:
-        yield connection
-
-
-async def no_connection_left(stage: Stage, rng: random.Random) -> None:
-    """A stranger takes every slot, and the workers' sessions are ended."""
-    taken: list[psycopg.AsyncConnection] = []
-    try:
-        for round_of in range(2):
-            try:
-                while True:
-                    dsn = stage.database.dsn("operator_login")
-                    taken.append(
-                        await psycopg.AsyncConnection.connect(
-                            dsn, connect_timeout=2, application_name="stranger"
-                        )
-                    )
-            except psycopg.OperationalError:
-                pass
-            if round_of == 0:
-                await stage.database.rows(
-                    "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'worker_login'"
-                )
-        await asyncio.sleep(6)
-    finally:
-        for connection in taken:
-            await connection.close()
-
-
-async def table_locked(stage: Stage, rng: random.Random) -> None:
-    table = rng.choice(
-        ("open_deliveries", "events", "endpoints", "shards", "recorded_attempts", "fan_out_queue")
-    )
-    async with session(stage) as connection:
-        await connection.execute("set lock_timeout = '5s'")
-        try:
-            await connection.execute(f"lock table outbox.{table} in access exclusive mode".encode())
-        except psycopg.errors.LockNotAvailable:
-            return
-        await asyncio.sleep(rng.choice((2.0, DATABASE_SECONDS + 1.5)))
-
-
-async def old_snapshot_held(stage: Stage, rng: random.Random) -> None:
-    async with session(stage) as connection:
-        await connection.execute("set transaction isolation level repeatable read")
-        await connection.execute("select count(*) from outbox.events")
-        await asyncio.sleep(5)
 
 
 async def receivers_mood(stage: Stage, rng: random.Random, *, answer: Answer, seconds: float) -> None:

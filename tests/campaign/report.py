@@ -10,13 +10,14 @@ from __future__ import annotations
 import platform
 import statistics
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from outbox_worker import __version__
-from tests.campaign.invariants import Evidence, duplicates
+from tests.campaign.invariants import Evidence, Pair
 from tests.campaign.receiver import read_journal
 
 if TYPE_CHECKING:
@@ -154,3 +155,13 @@ def text(told: dict[str, Any]) -> str:
         lines += [f"    {one}" for one in found[:8]]
     lines.append(f"{told['invariants_held']} invariants held, {len(told['violations'])} violated")
     return "\n".join(lines)
+
+
+def duplicates(e: Evidence) -> Counter[Pair]:
+    """Successes beyond the first and beyond replays, per delivery."""
+    extra: Counter[Pair] = Counter()
+    for pair, rows in e.requests_of.items():
+        count = sum(200 <= r["status"] < 300 for r in rows) - 1 - e.people.replays.get(pair, 0)
+        if count > 0:
+            extra[pair] = count
+    return extra

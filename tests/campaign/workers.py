@@ -36,7 +36,7 @@ class Place:
     dies_at: str = ""
     asked: str = ""
     keeper: asyncio.Task[None] | None = None
-    started_at: float = 0.0
+    log: Path | None = None
 
     @property
     def pid(self) -> int:
@@ -97,7 +97,7 @@ class Fleet:
                 stdout=output,
                 stderr=output,
             )
-        place.started_at = time.monotonic()
+        place.log = log
         return await place.process.wait(), log
 
     def signal(self, place: Place, number: int, asked: str = "") -> None:
@@ -111,6 +111,16 @@ class Fleet:
         """Another process in this place, by SIGTERM of the one that is there; it has a fate or a wrong clock."""
         place.next_fate = dies_at, clock_seconds
         await self.term(place)
+        place.log = None
+        await asyncio.sleep(0.2)
+        await self.started(place)
+
+    async def started(self, place: Place) -> None:
+        """Wait until the process in this place works, or has ended."""
+        for _ in range(150):
+            await asyncio.sleep(0.1)
+            if place.log is not None and (not place.pid or b"worker.started" in place.log.read_bytes()):
+                return
 
     async def term(self, place: Place) -> float:
         """SIGTERM, and how long it took to leave; beyond the bound it is killed, which counts as a fault of its own."""

@@ -8,6 +8,7 @@ If it dies: the statement rolls back and the events wait for the next worker.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from functools import partial
@@ -22,13 +23,13 @@ from outbox_worker.model import FannedOut, FanOutAsk, Room
 from outbox_worker.wakeup import WakeUp, WakeUps
 
 if TYPE_CHECKING:
-    import asyncio
-
     from outbox_worker.flights import Flights
     from outbox_worker.limits import Lanes
     from outbox_worker.store import Store
 
 BATCH = 400
+SMALLEST = 16
+"""Events taken however little room there is: what nobody here has room for may be another worker's."""
 BUCKETS = 256
 UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
@@ -38,6 +39,9 @@ WINDOW = 32
 """Buckets that one fair round looks into beside those known to be full; urgent events are looked for in all."""
 SWEEP_PAUSE_MOST = 5.0
 """Longest wait, in seconds, between two looks from the start of the queue, also after an outage of the database."""
+LITTLE_ROOM = 0.1
+"""Share of free slots below which the fan-out waits for more, at most ROOM_SECONDS."""
+ROOM_SECONDS = 0.05
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -46,7 +50,8 @@ class Reader:
     """How far the queue was read: marks above which nothing is dead, and who is known to wait."""
 
     def __init__(self) -> None:
-        self.batch = BATCH
+        self.batch = BATCH  # most events at once; less after a batch that ran too long
+        self.per_event = 1.0  # deliveries an event makes, lately
         self.mark = 0
         self.marks: dict[tuple[int, int], int] = {}
         self.full: set[tuple[int, int]] = set()
@@ -57,27 +62,31 @@ class Reader:
         self.windows_left = 0
         self.cycle_count = 0
 
-    def ask(self, now: float) -> FanOutAsk:
+    def ask(self, now: float, free: int) -> FanOutAsk:
         """What to take next. From time to time from the start: sequences commit out of order."""
         if now - self.swept_at >= self.sweep_pause:
             self.mark = 0
             self.marks.clear()
             self.swept_at = now
+        batch = min(self.batch, max(int(free / self.per_event), SMALLEST))
         if not self.fair:
-            return FanOutAsk(fair=False, mark=self.mark, batch=self.batch)
+            return FanOutAsk(fair=False, mark=self.mark, batch=batch)
         places = {(0, bucket) for bucket in range(BUCKETS)} | self.full
         places |= {(p, (self.window + i) % BUCKETS) for p in range(1, PRIORITIES) for i in range(WINDOW)}
         self.window = (self.window + WINDOW) % BUCKETS
-        quota = max(8, self.batch // max(1, len(self.full)))
+        quota = max(4, batch // max(1, len(self.full)))
         shares = [
-            (p, b, self.marks.get((p, b), 0), quota if p < PRIORITIES - 1 else max(4, quota // 2))
+            (p, b, self.marks.get((p, b), 0), quota if p < PRIORITIES - 1 else max(2, quota // 2))
             for p, b in sorted(places)
         ]
-        return FanOutAsk(fair=True, mark=0, batch=self.batch, shares=shares)
+        return FanOutAsk(fair=True, mark=0, batch=batch, shares=shares)
 
     def learn(self, ask: FanOutAsk, result: FannedOut, seconds: float) -> None:
         """Move the marks; turn to fair rounds while more waits than one batch holds."""
         self.batch = min(self.batch + 10, BATCH)
+        if result.taken:
+            made = len(result.handed_over) + len(result.waiting)
+            self.per_event += (max(made / len(result.taken), 1.0) - self.per_event) / 8
         if not ask.fair:
             self.mark = max([self.mark, *(seq for seq, _, _ in result.taken)])
             if ask.mark == 0:
@@ -100,7 +109,7 @@ class Reader:
         self.cycle_count += len(result.taken)
         self.windows_left -= 1
         if self.windows_left <= 0:  # every bucket was looked into once
-            self.fair = self.cycle_count >= self.batch
+            self.fair = self.cycle_count >= ask.batch
             self.windows_left = BUCKETS // WINDOW
             self.cycle_count = 0
 
@@ -118,6 +127,7 @@ async def fan_out_loop(
     """Fan out while there is work; then ask publishers to ring, look once more, and sleep."""
     reader = Reader()
     while not stopping.is_set():
+        await room_for_some(flights)
         count = await fan_out_once(store, flights, lanes, shards, reader)
         if count:
             await while_database_returns(wakeups.disarm)
@@ -131,6 +141,18 @@ async def fan_out_loop(
         pass_on(await while_database_returns(partial(wakeups.wait, pause)), wanted)
 
 
+async def room_for_some(flights: Flights) -> None:
+    """While every slot is taken, deliveries made now would only wait for a claim: leave the events in their queue."""
+    if flights.free >= flights.lanes.slots * LITTLE_ROOM or flights.draining:
+        return
+    flights.room_wanted.clear()
+    try:
+        async with asyncio.timeout(ROOM_SECONDS):
+            await flights.room_wanted.wait()
+    except TimeoutError:
+        return
+
+
 def pass_on(wakeup: WakeUp, wanted: asyncio.Queue[WakeUp]) -> None:
     if (wakeup.shards or wakeup.balance) and not wanted.full():
         wanted.put_nowait(wakeup)
@@ -139,7 +161,7 @@ def pass_on(wakeup: WakeUp, wanted: asyncio.Queue[WakeUp]) -> None:
 async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader) -> int:
     """One batch; returns the number of events taken."""
     sent = time.monotonic()
-    ask = reader.ask(sent)
+    ask = reader.ask(sent, flights.free)
     room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), max(flights.free, 0))
     fan_out = partial(store.fan_out, ask, room)
     try:

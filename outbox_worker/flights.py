@@ -64,7 +64,8 @@ class Flights:
         self.unsettled: deque[Settlement] = deque()
         self.unstarted: deque[Delivery] = deque()  # to be given back
         self.settle_wanted = asyncio.Event()
-        self.room_changed = asyncio.Event()
+        self.room_changed = asyncio.Event()  # for the claim
+        self.room_wanted = asyncio.Event()  # for the fan-out
         self.recording = 0  # taken by the settle loop, not yet recorded
         self.draining = False
         self.tasks: asyncio.TaskGroup | None = None

@@ -49,6 +49,7 @@ async def settle_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     await record(store, batch, lanes)
     flights.recording = 0
     flights.room_changed.set()
+    flights.room_wanted.set()
     return len(batch)
 
 
@@ -99,4 +100,5 @@ async def release_once(store: Store, flights: Flights, lanes: Lanes) -> int:
         lanes.lane(delivery.endpoint_id).read_from_start()
     telemetry.delivery_released(count, "not started: stopping, held, or too little lease left")
     flights.room_changed.set()
+    flights.room_wanted.set()
     return count

@@ -169,14 +169,14 @@ begin
           cross join lateral (select d.event_id, d.endpoint_id from outbox.open_deliveries d
                               where d.endpoint_id = e.endpoint_id and (d.lease_expires_at is null or d.lease_expires_at <= clock_timestamp())
                               limit cancel_slice.size) o
-          where e.state = 'deleted'
+          where e.state = 'deleted' and e.state_changed_at > now() - interval '7 days'
           limit cancel_slice.size) w;
     closed := outbox.close_open(events, endpoints, 'endpoint deleted', false);
     -- a fan-out under way does not see a cancellation; what was replayed since was meant
     select array_agg(w.event_id), array_agg(w.endpoint_id) into events, endpoints
     from (select o.event_id, o.endpoint_id
           from outbox.canceled_events c join outbox.open_deliveries o on o.event_id = c.event_id
-          where c.canceled_at > clock_timestamp() - interval '1 day' and o.replay_count = 0
+          where c.canceled_at > now() - interval '1 day' and o.replay_count = 0
             and (o.lease_expires_at is null or o.lease_expires_at <= clock_timestamp())
           limit cancel_slice.size) w;
     return closed + outbox.close_open(events, endpoints, 'event canceled', false);

@@ -30,6 +30,7 @@ create table outbox.endpoints (
 ) with (fillfactor = 80);
 create index endpoints_workspace_idx on outbox.endpoints (workspace_id);
 create index endpoints_shard_idx on outbox.endpoints (shard, endpoint_id);
+create index endpoints_deleted_idx on outbox.endpoints (state_changed_at) where state = 'deleted';
 
 comment on table outbox.endpoints is 'One consumer: a URL with its subscription, limits and state. Secrets live sealed in endpoint_vault.';
 comment on column outbox.endpoints.endpoint_id is 'Identifier, unique across databases.';

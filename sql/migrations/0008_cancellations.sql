@@ -6,6 +6,7 @@ create table outbox.canceled_events (
     canceled_by   text not null default session_user,
     canceled_at   timestamptz not null default clock_timestamp()
 );
+create index canceled_events_at_idx on outbox.canceled_events (canceled_at);
 comment on table outbox.canceled_events is 'Events that outbox.cancel stopped as a whole: the fan-out passes over them.';
 comment on column outbox.canceled_events.event_id is 'The event.';
 comment on column outbox.canceled_events.workspace_id is 'The tenant.';

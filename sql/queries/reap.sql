@@ -2,13 +2,15 @@
 -- params:  endpoint_ids uuid[], look int (rows looked at per endpoint and priority)
 -- index:   open_deliveries_due_idx (endpoint_id, priority, next_attempt_at)
 -- hazard:  the token stays: until the next claim its holder may still settle. Not an attempt: the budget is untouched.
-with expired as materialized (
+with history as materialized (  -- once, not once a row
+    select outbox.history_floor() as floor
+), expired as materialized (
     select d.event_id, d.endpoint_id, d.workspace_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count,
            d.replay_count, d.last_status, d.last_error, d.leased_by, d.lease_token, d.lease_expires_at, d.ordering_key, d.ordering_seq,
            d.created_at, d.lost_count + 1 >= s.max_lost_leases as hopeless, f.floor
     from unnest(%(endpoint_ids)s::uuid[]) as a (endpoint_id)
     cross join outbox.settings s
-    cross join (select outbox.history_floor() as floor) f
+    cross join history f
     cross join (values (0::smallint), (1::smallint), (2::smallint)) p (priority)
     cross join lateral (
         select g.event_id, g.endpoint_id, g.workspace_id

@@ -4,7 +4,9 @@
 --          durations int[], statuses smallint[], errors text[], response_headers text[] (jsonb), response_bodies bytea[]; worker_no int
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
 -- hazard:  a settlement whose token is no longer current changes no state: it becomes a late result.
-with input as materialized (
+with history as materialized (  -- once, not once a row
+    select outbox.history_floor() as floor
+), input as materialized (
     select i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict, i.retry_in,
            i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body
     from unnest(%(event_ids)s::uuid[], %(endpoint_ids)s::uuid[], %(workspace_ids)s::text[], %(lease_tokens)s::uuid[],
@@ -19,7 +21,7 @@ with input as materialized (
            d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count, d.ordering_key, d.ordering_seq,
            d.created_at
     from input i
-    cross join (select outbox.history_floor() as floor) f
+    cross join history f
     left join lateral (
         select d.event_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count,
                d.ordering_key, d.ordering_seq, d.created_at
@@ -124,6 +126,7 @@ with input as materialized (
         state_reason = case when t.gone then 'gone' when t.failing_too_long then 'failing' else e.state_reason end
     from transitions t
     where e.endpoint_id = t.endpoint_id and e.workspace_id = t.workspace_id
+      and e.endpoint_id = any (array(select x.endpoint_id from transitions x))  -- an index probe each, not the whole table
 ), told as (
     insert into outbox.events (workspace_id, event_type, payload, priority)
     select t.workspace_id, case when t.gone or t.failing_too_long then 'endpoint.disabled' else 'endpoint.failing' end,

@@ -18,4 +18,3 @@ create index operations_endpoint_idx on outbox.operations (endpoint_id, created_
 create index kept_deliveries_dead_idx on outbox.kept_deliveries (endpoint_id, finished_at) where state = 'dead';
 create index kept_deliveries_finished_idx on outbox.kept_deliveries (finished_at);
 create index canceled_events_canceled_idx on outbox.canceled_events (canceled_at);
-create index endpoints_deleted_idx on outbox.endpoints (endpoint_id) where state = 'deleted';

@@ -50,48 +50,65 @@ end;
 comment on function outbox.new_secret() is
     'A new signing secret: whsec_ and the base64 of 32 random bytes (Standard Webhooks 1.0).';
 
-create or replace function outbox.store_secret(endpoint outbox.endpoints, secret text, overlap interval) returns void
+-- What is not sealed yet goes from assignment to assignment and never through a statement: auto_explain logs nested
+-- statements, with log_verbose even the values that they were given. So these two seal, and the two after them store.
+create or replace function outbox.seal_secret(endpoint outbox.endpoints, secret text) returns bytea
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+begin
+    return outbox.seal(endpoint.workspace_id, endpoint.endpoint_id, outbox.url_origin(endpoint.url), 'secret', to_jsonb(secret));
+end
+$$;
+comment on function outbox.seal_secret(outbox.endpoints, text) is 'Seals a signing secret for the endpoint''s present origin.';
+
+create or replace function outbox.seal_headers(endpoint outbox.endpoints, headers jsonb) returns bytea
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
-    origin text := outbox.url_origin(endpoint.url);
-    sealed bytea := outbox.seal(endpoint.workspace_id, endpoint.endpoint_id, origin, 'secret', to_jsonb(secret));
+    reserved text;
+    problem text;
 begin
+    select s.signature_header into strict reserved from outbox.settings s;
+    problem := outbox.header_problem(headers, reserved);
+    if problem is not null then
+        raise exception 'cannot store the headers of endpoint %: %', endpoint.endpoint_id, problem
+            using errcode = 'OB006', hint = 'Give a JSON object of header names and text values, such as {"x-api-key": "…"}.';
+    end if;
+    if headers = '{}' then
+        return null;
+    end if;
+    return outbox.seal(endpoint.workspace_id, endpoint.endpoint_id, outbox.url_origin(endpoint.url), 'headers', headers);
+end
+$$;
+comment on function outbox.seal_headers(outbox.endpoints, jsonb) is
+    'Checks custom headers and seals them for the endpoint''s present origin; null for {}.';
+
+drop function if exists outbox.store_secret(outbox.endpoints, text, interval);
+create or replace function outbox.store_secret(endpoint outbox.endpoints, sealed bytea, overlap interval) returns void
+language sql security definer set search_path = pg_catalog, outbox, pg_temp
+begin atomic
     insert into outbox.endpoint_vault as v (endpoint_id, workspace_id, secret, secret_origin)
-    values (endpoint.endpoint_id, endpoint.workspace_id, sealed, origin)
+    values (endpoint.endpoint_id, endpoint.workspace_id, sealed, outbox.url_origin(endpoint.url))
     on conflict on constraint endpoint_vault_pkey do update
     set previous_secret = case when v.secret_origin = excluded.secret_origin and overlap > interval '0 s' then v.secret end,
         previous_expires_at = case when v.secret_origin = excluded.secret_origin and overlap > interval '0 s'
                                    then clock_timestamp() + overlap end,
         secret = excluded.secret,
         secret_origin = excluded.secret_origin;
-end
-$$;
-comment on function outbox.store_secret(outbox.endpoints, text, interval) is
-    'Seals a signing secret for the endpoint''s present origin; the one before keeps signing for the overlap, if it was sealed for the same origin.';
+end;
+comment on function outbox.store_secret(outbox.endpoints, bytea, interval) is
+    'Stores a sealed signing secret; the one before keeps signing for the overlap, if it was sealed for the same origin.';
 
-create or replace function outbox.store_headers(endpoint outbox.endpoints, headers jsonb) returns void
-language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
-as $$
-declare
-    problem text := outbox.header_problem(headers, (select s.signature_header from outbox.settings s));
-    origin text := outbox.url_origin(endpoint.url);
-    sealed bytea;
-begin
-    if problem is not null then
-        raise exception 'cannot store the headers of endpoint %: %', endpoint.endpoint_id, problem
-            using errcode = 'OB006', hint = 'Give a JSON object of header names and text values, such as {"x-api-key": "…"}.';
-    end if;
-    if headers <> '{}' then
-        sealed := outbox.seal(endpoint.workspace_id, endpoint.endpoint_id, origin, 'headers', headers);
-    end if;
+drop function if exists outbox.store_headers(outbox.endpoints, jsonb);
+create or replace function outbox.store_headers(endpoint outbox.endpoints, sealed bytea, names text[]) returns void
+language sql security definer set search_path = pg_catalog, outbox, pg_temp
+begin atomic
     update outbox.endpoint_vault v
-    set headers = sealed, headers_origin = case when sealed is not null then origin end
+    set headers = sealed, headers_origin = case when sealed is not null then outbox.url_origin(endpoint.url) end
     where v.endpoint_id = endpoint.endpoint_id and v.workspace_id = endpoint.workspace_id;
     update outbox.endpoints e
-    set header_names = array(select jsonb_object_keys(store_headers.headers)), sealed_at = clock_timestamp()
+    set header_names = names, sealed_at = clock_timestamp()
     where e.endpoint_id = endpoint.endpoint_id and e.workspace_id = endpoint.workspace_id;
-end
-$$;
-comment on function outbox.store_headers(outbox.endpoints, jsonb) is
-    'Checks and seals custom headers for the endpoint''s present origin.';
+end;
+comment on function outbox.store_headers(outbox.endpoints, bytea, text[]) is
+    'Stores sealed custom headers and their names; null and {} for none.';

@@ -135,6 +135,8 @@ as $$
 #variable_conflict use_variable
 declare
     made outbox.endpoints;
+    sealed bytea;
+    names text[];
 begin
     insert into outbox.endpoints as e (workspace_id, url, event_types, description, filter, ordered, max_in_flight,
                                        max_per_second, timeout, retry_schedule)
@@ -143,9 +145,12 @@ begin
     returning e.* into made;
     endpoint_id := made.endpoint_id;
     secret := outbox.new_secret();
-    perform outbox.store_secret(made, secret, interval '0 s');
+    sealed := outbox.seal_secret(made, secret);
+    perform outbox.store_secret(made, sealed, interval '0 s');
     if coalesce(headers, '{}') <> '{}' then
-        perform outbox.store_headers(made, headers);
+        sealed := outbox.seal_headers(made, headers);
+        names := outbox.header_names(headers);
+        perform outbox.store_headers(made, sealed, names);
     end if;
     return next;
 end
@@ -164,6 +169,8 @@ as $$
 declare
     known outbox.endpoints := outbox.endpoint_of(endpoint_id);
     changed outbox.endpoints;
+    sealed bytea;
+    names text[];
 begin
     update outbox.endpoints as e
     set url = coalesce(url, e.url), event_types = coalesce(event_types, e.event_types),
@@ -174,7 +181,9 @@ begin
     where e.endpoint_id = known.endpoint_id
     returning e.* into changed;
     if headers is not null then
-        perform outbox.store_headers(changed, headers);
+        sealed := outbox.seal_headers(changed, headers);
+        names := outbox.header_names(headers);
+        perform outbox.store_headers(changed, sealed, names);
     end if;
 end
 $$;
@@ -184,8 +193,13 @@ comment on function outbox.update_endpoint(uuid, text, text[], text, jsonb, json
 create or replace function outbox.set_endpoint_headers(endpoint_id uuid, headers jsonb) returns void
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
+declare
+    known outbox.endpoints := outbox.endpoint_of(set_endpoint_headers.endpoint_id);
+    wanted constant jsonb := coalesce(headers, '{}');
+    sealed constant bytea := outbox.seal_headers(known, wanted);
+    names constant text[] := outbox.header_names(wanted);
 begin
-    perform outbox.store_headers(outbox.endpoint_of(set_endpoint_headers.endpoint_id), coalesce(headers, '{}'));
+    perform outbox.store_headers(known, sealed, names);
 end
 $$;
 comment on function outbox.set_endpoint_headers(uuid, jsonb) is
@@ -196,13 +210,15 @@ language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
     known outbox.endpoints := outbox.endpoint_of(rotate_secret.endpoint_id);
-    fresh text := outbox.new_secret();
+    fresh constant text := outbox.new_secret();
+    sealed bytea;
 begin
     if overlap is null or overlap < interval '0 s' or overlap > interval '30 days' then
         raise exception 'cannot rotate the secret of endpoint %: the overlap is %', known.endpoint_id, coalesce(overlap::text, 'null')
             using errcode = 'OB011', hint = 'Give an overlap between 0 and 30 days.';
     end if;
-    perform outbox.store_secret(known, fresh, overlap);
+    sealed := outbox.seal_secret(known, fresh);
+    perform outbox.store_secret(known, sealed, overlap);
     update outbox.endpoints e set sealed_at = clock_timestamp() where e.endpoint_id = known.endpoint_id;
     return fresh;
 end

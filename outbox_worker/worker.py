@@ -104,8 +104,8 @@ async def run(
         wanted: asyncio.Queue[WakeUp] = asyncio.Queue(100)
         poll = settings.poll_ms / 1000
         await while_database_returns(lambda: renew_and_balance(store, presence, flights, lanes))
-        telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
         with signals(stopping):
+            telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
             async with asyncio.TaskGroup() as tasks:
                 started = [
                     tasks.create_task(loop)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
+from outbox_worker import telemetry
 from outbox_worker.flights import Flights
 from outbox_worker.limits import Lanes
 from outbox_worker.model import Delivery, Endpoint, Leased, Outcome
@@ -129,3 +131,14 @@ async def test_a_stop_that_overtakes_a_fan_out_ends_in_order(shop, connect, rece
     assert receiver.requests == []
     found = shop.execute("select lease_expires_at, attempt_count from outbox.open_deliveries").fetchall()
     assert found == [(None, 0)]
+
+
+async def test_a_worker_that_says_it_started_hears_a_stop(shop, working, monkeypatch):
+    """From the line worker.started on, SIGTERM is an orderly end."""
+    heard = []
+    monkeypatch.setattr(
+        telemetry, "worker_started", lambda *_, **__: heard.append(signal.getsignal(signal.SIGTERM))
+    )
+    async with working():
+        await eventually(lambda: heard)
+    assert heard != [signal.SIG_DFL]

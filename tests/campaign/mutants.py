@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant(
         "NOTIFY trusted without polling", "outbox_worker/fan_out.py",
         "        pause = poll_seconds * jitter if", "        pause = 3600.0 if",
-        ("backends_terminated",), ("nothing_lost", "workers_recover"),
+        ("database half-open",), ("nothing_lost", "workers_recover"),
     ),
     Mutant(
         "lost leases leave no trace", "sql/queries/reap.sql",
@@ -103,14 +103,15 @@ MUTANTS = (
         ("calm",), ("nothing_else",),
     ),
     Mutant(
-        "a worker that ends with its database", "outbox_worker/store.py",
-        "except (psycopg.OperationalError, ", "except (psycopg.errors.DeadlockDetected, ",
+        "a worker that ends with its database", "outbox_worker/database.py",
+        "        except AWAY as error:\n", "        except psycopg.errors.DeadlockDetected as error:\n",
         ("backends_terminated",), ("workers_leave_only_when_asked",),
     ),
     Mutant(
-        "limits that nobody keeps", "outbox_worker/limits.py",
-        "room = min(int(self.limit), self.max_in_flight) - self.in_flight", "room = 8",
-        ("calm", "calm"), ("limits_hold",),
+        "everybody owns every shard", "outbox_worker/presence.py",
+        "mine = {shard: heir for shard, owner, heir in rows if owner == store.worker_no}",
+        "mine = {shard: store.worker_no for shard, _, _ in rows}",
+        ("calm", "calm", "calm"), ("limits_hold",),
     ),
 )  # fmt: skip
 FLYING = ("outbox_worker/flights.py", "        received = time.monotonic()\n",

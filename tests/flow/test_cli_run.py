@@ -42,13 +42,14 @@ def start(dsn_of, db, vault_key):
             yield process
         finally:
             for pid in [*children(process.pid), process.pid]:
-                with_pid_gone(pid)
+                end(pid)
             process.communicate()
 
     return starting
 
 
-def with_pid_gone(pid: int) -> None:
+def end(pid: int) -> None:
+    """Kill, if it still runs."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -113,7 +114,11 @@ async def test_children_whose_parent_was_killed_drain_and_end(start, db):
         family = children(process.pid)
         process.kill()
         process.wait(30)
-        await eventually(lambda: not [pid for pid in family if alive(pid)], timeout=30)
+        try:
+            await eventually(lambda: not [pid for pid in family if alive(pid)], timeout=30)
+        finally:
+            for pid in family:
+                end(pid)
     assert live(db) == 0
 
 

@@ -17,6 +17,7 @@ create table outbox.recorded_attempts (
 ) partition by range (event_id);
 create index recorded_attempts_failed_idx on outbox.recorded_attempts (endpoint_id, started_at)
     where status is null or status < 200 or status > 299;
+create index recorded_attempts_started_idx on outbox.recorded_attempts using brin (started_at) with (autosummarize = on);
 
 create table outbox.kept_attempts (like outbox.recorded_attempts including defaults including constraints,
     primary key (event_id, endpoint_id, attempt_no, workspace_id));

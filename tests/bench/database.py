@@ -1,0 +1,90 @@
+"""database: the database's share alone: fan-out, claim, settle per second on one connection, no HTTP, no loops.
+
+Reads and writes: a database of its own, by the worker's own `*_once` steps.
+Guarantee: fsync is on; each step is timed alone, its Python included; the queue is long or short as the figure says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from tests.bench import load
+from tests.bench.figures import Figure, Plan, Report
+from tests.bench.place import open_place
+from tests.bench.steps import Steps, open_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.bench.place import Place
+
+QUEUES = (10_000, 1_000_000)
+SLOTS, UNLIMITED = 1_000, 1_000_000_000
+
+
+def run(plan: Plan) -> Report:
+    seconds = plan.seconds(default=60, short=20) / 4
+    queues = (QUEUES[0], 100_000) if plan.short else QUEUES
+    with open_place(plan, unheard=True) as place:
+        load.make_endpoints(place, place.receiver.url)
+        detail = asyncio.run(measured(place, queues, seconds))
+    first, last = (detail[f"fan_out_{size}"]["fan_out"] for size in queues)
+    whole = detail["claim_settle"]
+    both = 1 / (1 / whole["claim"] + 1 / whole["settle"])
+    figures = [
+        Figure(f"fan-out, {queues[0]:,} events waiting", first, "deliveries/s"),
+        Figure(f"fan-out, {queues[1]:,} events waiting", last, "deliveries/s"),
+        Figure("fan-out with many against few waiting", last / first, "", "≥ 0.9"),
+        Figure("claim", whole["claim"], "/s"),
+        Figure("settle with the attempt's record", whole["settle"], "/s"),
+        Figure(
+            "claim + settle + attempt, no HTTP", both, "deliveries/s", "≥ 25,000/s", "one connection, in turn"
+        ),
+    ]
+    return Report("database", plan.seed, figures, detail)
+
+
+async def measured(place: Place, queues: tuple[int, int], seconds: float) -> dict[str, dict[str, float]]:
+    detail = {}
+    for size in queues:
+        place.db.execute("truncate outbox.fan_out_queue, outbox.open_deliveries")
+        load.add_queued(place, size)
+        load.settled_database(place)
+        # Slots without end: the fan-out leaves events in their queue while slots are short. What the endpoints
+        # have no room for is inserted as pending, and from then on everything is.
+        async with open_steps(place.dsn("worker_login"), slots=UNLIMITED) as steps:
+            detail[f"fan_out_{size}"] = await timed(steps, {"fan_out": steps.fan_out}, seconds)
+            detail[f"fan_out_{size}"]["fan_out"] *= load.MATCHING
+    place.db.execute("truncate outbox.fan_out_queue, outbox.open_deliveries")
+    load.add_waiting(place, int(seconds * 2 * 30_000))
+    load.settled_database(place)
+    async with open_steps(place.dsn("worker_login"), slots=SLOTS) as steps:
+        await steps.sweep()
+        detail["claim_settle"] = await timed(
+            steps, {"claim": steps.claim, "settle": steps.settle}, seconds * 2
+        )
+    return detail
+
+
+async def timed(
+    steps: Steps, calls: dict[str, Callable[[], Awaitable[int]]], seconds: float
+) -> dict[str, float]:
+    """Call each in turn until it finds nothing to do; give the rate of each by its own time."""
+    spent = dict.fromkeys(calls, 0.0)
+    done = dict.fromkeys(calls, 0)
+    end = time.monotonic() + seconds
+    found = True
+    while found and time.monotonic() < end:
+        found = False
+        for name, call in calls.items():
+            count = 1
+            while count and time.monotonic() < end:
+                began = time.perf_counter()
+                count = await call()
+                spent[name] += time.perf_counter() - began
+                done[name] += count
+                found = found or count > 0
+            await steps.landed()
+    return {name: done[name] / spent[name] for name in calls}

@@ -1,0 +1,144 @@
+"""publish: what one event adds to the app's transaction, at 1, 8 and 32 clients, workers running.
+
+Reads: pgbench's rates. Writes: orders, events, and the same events in an identical table without a trigger.
+Guarantee: the arms take turns, so that whatever else the machine does falls on all of them; the ratio is the figure.
+`quiet`: the events match no endpoint. `busy`: the worker delivers a backlog as fast as it can, in every arm alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.bench import load
+from tests.bench.figures import Figure, Plan, Report, median, spread
+from tests.bench.place import open_place
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.bench.place import Place
+
+CLIENTS = (1, 8, 32)
+ROUNDS = 3
+BACKLOG = 40_000
+"""Deliveries that wait when a busy round begins; more than the worker manages in it."""
+TABLES = """
+create schema bench;
+create table bench.orders (order_id bigint generated always as identity primary key, workspace_id text not null,
+    amount numeric not null, created_at timestamptz not null default now());
+create table bench.events (like outbox.events including all) partition by range (event_id);
+do $$
+declare
+    one record;
+begin
+    for one in select c.relname, pg_get_expr(c.relpartbound, c.oid) as bound from pg_inherits i
+               join pg_class c on c.oid = i.inhrelid where i.inhparent = 'outbox.events'::regclass loop
+        execute format('create table bench.%I partition of bench.events %s', one.relname, one.bound);
+    end loop;
+end
+$$;
+grant usage on schema bench to app_login;
+grant insert on all tables in schema bench to app_login;
+"""
+TRANSACTION = """
+\\set w random(0, {last})
+\\set n random(1, 1000000000)
+begin;
+insert into bench.orders (workspace_id, amount) values ('{prefix}' || :w, :n::numeric / 100);
+{event}
+commit;
+"""
+ROW = "(workspace_id, event_type, payload) values ('{prefix}' || :w, 'message.received', {payload});"
+
+
+def run(plan: Plan) -> Report:
+    seconds = plan.seconds(default=190, short=45)
+    arms = ("bare", "insert", "publish")
+    each = max(1.0, seconds / (len(CLIENTS) * len(arms) * ROUNDS * 2 + 6))
+    with open_place(plan) as place:
+        place.db.execute(TABLES)
+        load.make_endpoints(place, place.receiver.url)
+        load.make_endpoints(place, place.receiver.url, workspaces=10, each=20, prefix="many_")
+        scripts = scripts_of(place, "none_", 500)
+        with place.worker():
+            load.warm_up(place)
+            quiet = {c: rounds(place, scripts, c, each, busy=False) for c in CLIENTS}
+            busy = {c: rounds(place, scripts, c, each, busy=True) for c in CLIENTS}
+        subscribed = subscribers(place, scripts, each)
+    figures = [
+        Figure(
+            f"transactions with one event by {way}, {clients} clients, worker {name}",
+            ratio(rates[clients], way),
+            "of a bare insert's",
+            "≥ 0.92" if clients > 1 and way == "insert" else "",
+            f"bare {spread([r['bare'] for r in rates[clients]])}/s",
+        )
+        for name, rates in (("quiet", quiet), ("busy", busy))
+        for clients in CLIENTS
+        for way in ("insert", "publish")
+    ]
+    figures.append(
+        Figure(
+            "transactions where 20 endpoints subscribe, 8 clients, no worker",
+            median([one["many"] / one["none"] for one in subscribed]),
+            "of those where none does",
+            "1",
+        )
+    )
+    return Report("publish", plan.seed, figures, {"quiet": quiet, "busy": busy, "subscribed": subscribed})
+
+
+def scripts_of(place: Place, prefix: str, workspaces: int) -> dict[str, Path]:
+    payload = load.PAYLOAD.format(n=":n::bigint")
+    row = ROW.format(prefix=prefix, payload=payload)
+    events = {
+        "bare": f"insert into bench.events {row}",
+        "insert": f"insert into outbox.events {row}",
+        "publish": f"select outbox.publish('{prefix}' || :w, 'message.received', {payload});",
+    }
+    return {
+        name: load.script(
+            place, prefix + name, TRANSACTION.format(last=workspaces - 1, prefix=prefix, event=event)
+        )
+        for name, event in events.items()
+    }
+
+
+def rounds(
+    place: Place, scripts: dict[str, Path], clients: int, each: float, *, busy: bool
+) -> list[dict[str, float]]:
+    found = []
+    for number in range(ROUNDS):
+        rates = {}
+        names = list(scripts)
+        for name in names[number % 3 :] + names[: number % 3]:  # each arm is first, second and last once
+            if busy:
+                refill(place)
+            rates[name] = load.pgbench(place, scripts[name], clients=clients, seconds=each)
+            if not busy:
+                load.drained(place)
+        found.append(rates)
+    return found
+
+
+def refill(place: Place) -> None:
+    waiting = place.one("select count(*) from outbox.open_deliveries")
+    if waiting < BACKLOG:
+        load.add_waiting(place, BACKLOG - waiting)
+
+
+def subscribers(place: Place, scripts: dict[str, Path], each: float) -> list[dict[str, float]]:
+    """The same events in workspaces with twenty endpoints each; nobody fans out, so only the app's path is timed."""
+    many = scripts_of(place, "many_", 10)["insert"]
+    return [
+        {
+            "none": load.pgbench(place, scripts["insert"], clients=8, seconds=each),
+            "many": load.pgbench(place, many, clients=8, seconds=each),
+        }
+        for _ in range(ROUNDS)
+    ]
+
+
+def ratio(found: list[dict[str, float]], way: str) -> float:
+    """The median of the rounds' own ratios."""
+    return median([one[way] / one["bare"] for one in found])

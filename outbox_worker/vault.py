@@ -19,10 +19,12 @@ from outbox_worker.egress import origin
 from outbox_worker.errors import ConfigError, Unreadable
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from uuid import UUID
 
     from outbox_worker.settings import Settings
 
+_VALUES = {"secret": str, "headers": dict}
 BEGIN, END = "-----BEGIN PGP PRIVATE KEY BLOCK-----", "-----END PGP PRIVATE KEY BLOCK-----"
 
 
@@ -51,19 +53,12 @@ class Keyring:
 
     def open(self, sealed: bytes, kind: str, expected: SealedFor) -> Any:
         """The sealed value, if it was sealed for exactly this."""
-        key_id = recipient(sealed)
-        decryptor = self.decryptors.get(key_id)
-        if decryptor is None:
-            raise Unreadable(
-                f"opening the {kind}: it is sealed for key {key_id}, which is not in the keyring"
-            )
         try:
-            opened = pysequoia.decrypt(sealed, decryptor=decryptor)
-            envelope = json.loads(opened.bytes or b"")
-        except Exception as error:  # noqa: BLE001  (pysequoia raises bare Exception, with a backtrace in its text)
-            raise Unreadable(
-                f"opening the {kind}: damaged or not sealed by this database ({type(error).__name__})"
-            ) from None
+            envelope = json.loads(self.content(sealed, kind))
+        except (ValueError, RecursionError) as error:
+            raise damaged(kind, error) from None
+        if not isinstance(envelope, dict) or not isinstance(envelope.get("value"), _VALUES[kind]):
+            raise Unreadable(f"opening the {kind}: what is sealed is not an envelope with a {kind} in it")
         wanted = {
             "workspace_id": expected.workspace_id,
             "endpoint_id": str(expected.endpoint_id),
@@ -75,15 +70,44 @@ class Keyring:
             raise Unreadable(f"opening the {kind}: it was sealed for another {', '.join(wrong)}")
         return envelope["value"]
 
+    def content(self, sealed: bytes, kind: str) -> bytes:
+        """What is sealed, whatever it was sealed for."""
+        key_id = recipient(sealed)
+        decryptor = self.decryptors.get(key_id)
+        if decryptor is None:
+            raise Unreadable(
+                f"opening the {kind}: it is sealed for key {key_id}, which is not in the keyring"
+            )
+        try:
+            return pysequoia.decrypt(sealed, decryptor=decryptor).bytes or b""
+        except Exception as error:  # noqa: BLE001  (pysequoia raises bare Exception, with a backtrace in its text)
+            raise damaged(kind, error) from None
+
+    def seal_again(self, sealed: bytes, kind: str, key_id: str) -> bytes:
+        """The same content for another key of this ring; what is given has been opened again."""
+        content = self.content(sealed, kind)
+        fresh: bytes = pysequoia.encrypt(content, [self.keys[key_id].extract_certificate()], armor=False)
+        if recipient(fresh) != key_id or self.content(fresh, kind) != content:
+            raise Unreadable(
+                f"sealing the {kind} again for key {key_id}: what came out does not open to the same"
+            )
+        return fresh
+
+
+def damaged(kind: str, error: Exception) -> Unreadable:
+    return Unreadable(f"opening the {kind}: damaged or not sealed by this database ({type(error).__name__})")
+
 
 def recipient(sealed: bytes) -> str:
-    """Key id of a sealed message: its first packet is a version 3 session key packet (RFC 4880, 5.1)."""
+    """Key id of a sealed message, by its first packet: a session key of version 3, pgcrypto's, or 6 (RFC 9580, 5.1)."""
     if len(sealed) < 16 or not sealed[0] & 0x80:
         return "unknown"
     if sealed[0] & 0x40:  # new packet format
         start = 2 if sealed[1] < 192 else 3 if sealed[1] < 224 else 6
     else:
         start = {0: 2, 1: 3, 2: 5}.get(sealed[0] & 3, 1)
+    if sealed[start] == 6:  # not the id but the fingerprint, of which the id is the end
+        return sealed[start + 3 : start + 2 + sealed[start + 1]][-8:].hex().upper()
     return sealed[start + 1 : start + 9].hex().upper()
 
 
@@ -117,14 +141,17 @@ def load_keyring(settings: Settings) -> Keyring:
             "loading the vault keys: neither OUTBOX_VAULT_KEY_FILE nor OUTBOX_VAULT_KEY is set. "
             "Make a key with: outbox-worker keygen --out vault.key"
         )
-    path = settings.vault_key_file
+    return keyring_in(settings.vault_key_file)
+
+
+def keyring_in(path: Path) -> Keyring:
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         loose = [file for file in files if file.stat().st_mode & 0o007]
         text = "\n".join(file.read_text() for file in files if file.is_file())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"loading the vault keys: {path}: {error}. Set OUTBOX_VAULT_KEY_FILE to a readable key."
+            f"loading the vault keys: {path}: {error}. Name a readable file or folder of keys."
         ) from None
     if loose:
         raise ConfigError(

@@ -82,6 +82,7 @@ def test_every_command_of_the_design_is_registered():
         "migrate",
         "check",
         "keygen",
+        "rekey",
         "publish",
         "status",
         "tail",

@@ -120,7 +120,7 @@ async def dies_at(stage: Stage, rng: random.Random, place_of_death: str) -> str:
         kills += 2
     elif place_of_death == "draining":
         stage.fleet.signal(place, signal.SIGTERM, "kill")
-    for _ in range(120):
+    for _ in range(180):
         await asyncio.sleep(0.1)
         if stage.fleet.kills > kills:
             return "died there"

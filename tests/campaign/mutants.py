@@ -78,7 +78,7 @@ MUTANTS = (
     ),
     Mutant(
         "NOTIFY trusted without polling", "outbox_worker/fan_out.py",
-        "        pause = poll_seconds * jitter if", "        pause = 3600.0 if",
+        "        pause = poll_seconds * jitter if", "        pause = 3600.0\n        _ = poll_seconds * jitter if",
         ("database half-open",), ("nothing_lost", "workers_recover"),
     ),
     Mutant(

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from tests.campaign.scene import Consumer
     from tests.campaign.stage import Played
 
-CLOCK_SECONDS = 0.05
-"""How far two clocks of one machine, milliseconds rounded away, may seem to disagree."""
+CLOCK_SECONDS = 0.05  # how far two clocks of one machine, milliseconds rounded away, may seem to disagree
 STAMP_SECONDS = LEASE_SECONDS
 """A request may arrive this long after the moment it was signed for (a process stopped in between: SIGSTOP)."""
 Pair = tuple[str, str]

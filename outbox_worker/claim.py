@@ -14,6 +14,9 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
+
+from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
 
 if TYPE_CHECKING:
@@ -29,7 +32,12 @@ async def claim_loop(
     store: Store, flights: Flights, lanes: Lanes, poll_seconds: float, stopping: asyncio.Event
 ) -> None:
     while not stopping.is_set():
-        if await claim_once(store, flights, lanes) == 0:
+        try:
+            claimed = await claim_once(store, flights, lanes)
+        except psycopg.Error as error:  # not a database that is away: the statement itself, or what it found
+            telemetry.statement_failed("claim", f"{type(error).__name__}: {error.sqlstate}")
+            claimed = 0
+        if claimed == 0:
             await room_or_timer(flights, lanes, poll_seconds)
 
 
@@ -44,7 +52,7 @@ async def room_or_timer(flights: Flights, lanes: Lanes, poll_seconds: float) -> 
 
 
 async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
-    """One round; returns how many deliveries were claimed."""
+    """One round; returns how many deliveries were claimed, and counts each lane with keys still to look at."""
     asks = lanes.plan(time.monotonic(), flights.free)
     if not asks:
         return 0
@@ -63,12 +71,19 @@ async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     flights.start(leases, sent)
     if keyed:
         sent = time.monotonic()
+        for lane, _ in keyed:
+            if not lane.after_key:
+                lane.round_began_at = sent
         ordered = await while_database_returns(partial(store.claim_ordered, keyed))
         flights.start(ordered, sent)
         got += counted(ordered)
+    walking = {lane.endpoint_id for lane, _ in keyed if lane.after_key}
+    walked = {lane.endpoint_id for lane, _ in keyed} - walking
     for lane, asked in asks:
-        lanes.claimed(lane, asked, got[lane.endpoint_id], sent)
-    return got.total()
+        # What came due behind a round of the keys is known only since the round began.
+        since = lane.round_began_at if lane.endpoint_id in walked else sent
+        lanes.claimed(lane, asked, asked if lane.endpoint_id in walking else got[lane.endpoint_id], since)
+    return got.total() + len(walking)
 
 
 def counted(leases: list[Leased]) -> Counter[UUID]:

@@ -34,7 +34,13 @@ KEEPALIVE = {
     "target_session_attrs": "read-write",
 }
 # Generic plans that walk indexes: the statements are made for them, and tests hold them to it.
-SESSION = "-c plan_cache_mode=force_generic_plan -c jit=off -c enable_seqscan=off -c timezone=UTC -c synchronous_commit=on"
+SESSION = {
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "timezone": "UTC",
+    "synchronous_commit": "on",
+}
 AWAY = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -68,6 +74,20 @@ async def while_database_returns(
             return result
 
 
+def bounds(deadline: float) -> dict[str, str]:
+    return {**SESSION, "statement_timeout": str(int(deadline * 500))}
+
+
+@asynccontextmanager
+async def borrow(pool: AsyncConnectionPool, deadline: float) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A connection under the deadline and the settings, whether they last as long as it or one transaction."""
+    async with asyncio.timeout(deadline), pool.connection() as connection:
+        if connection.prepare_threshold is None:  # a pooler gives each transaction another session
+            settings = "; ".join(f"set local {name} = '{value}'" for name, value in bounds(deadline).items())
+            await connection.execute(f"begin; {settings}".encode())  # the pool's context commits or rolls back
+        yield connection
+
+
 @asynccontextmanager
 async def open_pool(
     conninfo: str, *, poll_only: bool, deadline: float, name: str, size: int = 4
@@ -81,7 +101,7 @@ async def open_pool(
         "application_name": f"outbox-worker {name}"[:60],
     }
     if not poll_only:  # a pooler refuses start-up parameters that it does not know
-        kwargs["options"] = f"{SESSION} -c statement_timeout={int(deadline * 500)}"
+        kwargs["options"] = " ".join(f"-c {name}={value}" for name, value in bounds(deadline).items())
     pool = AsyncConnectionPool(
         conninfo,
         min_size=2,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,13 @@ UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
 PRIORITIES = 3
 TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
-WINDOW = 32
-"""Buckets that one fair round looks into beside those known to be full; urgent events are looked for in all."""
+RING = [
+    place
+    for i in range(BUCKETS)
+    for place in ((0, i), (1, i), (0, (i + BUCKETS // 2) % BUCKETS), *((p, i) for p in range(2, PRIORITIES)))
+]
+"""Places, priority and bucket, that the fair rounds look into for one event each, beside those known to be full:
+a part of the ring each round, urgent ones twice in a cycle."""
 SWEEP_PAUSE_MOST = 5.0
 """Longest wait, in seconds, between two looks from the start of the queue, also after an outage of the database."""
 LITTLE_ROOM = 0.1
@@ -54,13 +60,17 @@ class Reader:
         self.per_event = 1.0  # deliveries an event makes, lately
         self.mark = 0
         self.marks: dict[tuple[int, int], int] = {}
-        self.full: set[tuple[int, int]] = set()
+        self.full: deque[tuple[int, int]] = deque()
         self.fair = False
-        self.window = random.randrange(BUCKETS)  # noqa: S311  (workers start at different places, guards nothing)
+        self.place = random.randrange(len(RING))  # noqa: S311  (workers start at different places, guards nothing)
         self.swept_at = 0.0
         self.sweep_pause = 0.25
-        self.windows_left = 0
+        self.looks_left = 0
         self.cycle_count = 0
+
+    def from_the_start(self) -> None:
+        self.fair = False
+        self.mark = 0
 
     def ask(self, now: float, free: int) -> FanOutAsk:
         """What to take next. From time to time from the start: sequences commit out of order."""
@@ -68,18 +78,27 @@ class Reader:
             self.mark = 0
             self.marks.clear()
             self.swept_at = now
-        batch = min(self.batch, max(int(free / self.per_event), SMALLEST))
+        batch = (
+            min(self.batch, max(int(free / self.per_event), SMALLEST))
+            if self.batch > SMALLEST
+            else self.batch
+        )
         if not self.fair:
             return FanOutAsk(fair=False, mark=self.mark, batch=batch)
-        places = {(0, bucket) for bucket in range(BUCKETS)} | self.full
-        places |= {(p, (self.window + i) % BUCKETS) for p in range(1, PRIORITIES) for i in range(WINDOW)}
-        self.window = (self.window + WINDOW) % BUCKETS
-        quota = max(4, batch // max(1, len(self.full)))
-        shares = [
-            (p, b, self.marks.get((p, b), 0), quota if p < PRIORITIES - 1 else max(2, quota // 2))
-            for p, b in sorted(places)
-        ]
-        return FanOutAsk(fair=True, mark=0, batch=batch, shares=shares)
+        looks = min(max(batch // 2, 1), len(RING))
+        shares = {RING[(self.place + i) % len(RING)]: 1 for i in range(looks)}
+        self.place = (self.place + looks) % len(RING)
+        left = batch - looks
+        quota = max(1, left // max(1, len(self.full)))
+        self.full.rotate(-left)  # with more of them than events to take they take turns
+        for place in list(self.full)[:left]:
+            shares[place] = quota if place[0] < PRIORITIES - 1 else max(1, quota // 2)
+        return FanOutAsk(
+            fair=True,
+            mark=0,
+            batch=batch,
+            shares=[(*place, self.marks.get(place, 0), share) for place, share in sorted(shares.items())],
+        )
 
     def learn(self, ask: FanOutAsk, result: FannedOut, seconds: float) -> None:
         """Move the marks; turn to fair rounds while more waits than one batch holds."""
@@ -93,7 +112,7 @@ class Reader:
                 self.sweep_pause = min(max(0.25, 20 * seconds), SWEEP_PAUSE_MOST)
             if len(result.taken) >= ask.batch:
                 self.fair = True
-                self.windows_left = BUCKETS // WINDOW
+                self.looks_left = len(RING)
                 self.cycle_count = 0
             return
         counts: dict[tuple[int, int], int] = {}
@@ -101,17 +120,23 @@ class Reader:
             place = (priority, bucket)
             counts[place] = counts.get(place, 0) + 1
             self.marks[place] = max(self.marks.get(place, 0), seq)
+        known = set(self.full)
         for priority, bucket, _, quota in ask.shares:
-            if counts.get((priority, bucket), 0) >= quota:
-                self.full.add((priority, bucket))
-            else:
-                self.full.discard((priority, bucket))
+            place = (priority, bucket)
+            if counts.get(place, 0) < quota:
+                known.discard(place)
+            elif place not in known:
+                self.full.append(place)
+                known.add(place)
+        self.full = deque(place for place in self.full if place in known)
         self.cycle_count += len(result.taken)
-        self.windows_left -= 1
-        if self.windows_left <= 0:  # every bucket was looked into once
+        self.looks_left -= max(ask.batch // 2, 1)
+        if self.looks_left <= 0:  # every bucket was looked into once
             self.fair = self.cycle_count >= ask.batch
-            self.windows_left = BUCKETS // WINDOW
+            self.looks_left = len(RING)
             self.cycle_count = 0
+        if not result.taken:  # little waits, if anything: a plain look finds it at once
+            self.fair = False
 
 
 async def fan_out_loop(
@@ -173,15 +198,14 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
         reader.batch = max(reader.batch // 2, 10)
         await set_slow_filters_aside(store, reader.batch)
         return 1
+    except psycopg.Error as error:
+        await set_bad_event_aside(store, reader, error)
+        return 1
     now = time.monotonic()
     reader.learn(ask, result, now - sent)
     if not result.taken:
         return 0
-    for endpoint_id, (shard, cap) in result.endpoints.items():
-        if shard in shards:
-            lane = lanes.lane(endpoint_id)
-            lane.shard = shard
-            lane.max_in_flight = min(cap, lanes.endpoint_limit) if cap == UNLIMITED else cap
+    learn_endpoints(lanes, shards, result)
     flights.start(result.handed_over, sent)
     others: set[int] = set()
     for endpoint_id, shard, due in result.waiting:
@@ -197,6 +221,25 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
         len(result.taken), len(result.handed_over) + len(result.waiting), len(result.handed_over)
     )
     return len(result.taken)
+
+
+def learn_endpoints(lanes: Lanes, shards: set[int], result: FannedOut) -> None:
+    for endpoint_id, (shard, cap) in result.endpoints.items():
+        if shard in shards:
+            lane = lanes.lane(endpoint_id)
+            lane.shard = shard
+            lane.max_in_flight = min(cap, lanes.endpoint_limit) if cap == UNLIMITED else cap
+
+
+async def set_bad_event_aside(store: Store, reader: Reader, error: psycopg.Error) -> None:
+    """The database refuses what it finds: halve the batch until one event stands alone, and set that aside."""
+    reader.from_the_start()
+    if reader.batch > 1:
+        reader.batch = max(reader.batch // 2, 1)
+        return
+    text = f"{type(error).__name__}: {error.sqlstate}"
+    event_id = await while_database_returns(partial(store.call, "set_first_event_aside", text))
+    telemetry.event_set_aside(event_id, text)
 
 
 async def set_slow_filters_aside(store: Store, batch: int) -> None:

@@ -96,6 +96,10 @@ class Flights:
                 continue
             endpoint = self.book.known(leased.delivery.endpoint_id, leased.delivery.endpoint_version)
             host = urlsplit(endpoint.url).netloc if endpoint is not None else ""
+            if host and self.lanes.host_is_full(host):
+                self.unstarted.append(leased.delivery)
+                self.settle_wanted.set()
+                continue
             was_suspect = lane.suspect
             self.lanes.started(leased.delivery.endpoint_id, host)
             self.tasks.create_task(

@@ -23,6 +23,8 @@ PROBE_SECONDS_MOST = 60.0
 """First and longest wait before the next probe of an open circuit; doubles in between."""
 LATENCY_BUCKETS = 17
 """Counts of durations up to 1, 2, 4 … 32768 ms, and longer."""
+MOMENTS_A_SECOND = 20
+"""Due times are rounded up to this: a tick of 50 ms."""
 LATER_MOST = 32
 """Moments remembered for one endpoint; what comes after them is found by the sweep."""
 NEVER = float("inf")
@@ -49,12 +51,14 @@ class Lane:
     due_at: float = NEVER  # earliest known work
     later: list[float] = field(default_factory=list)  # a heap of the next moments after that, bounded
     keyed: bool = False  # has deliveries with an ordering key
+    after_key: str = ""  # where the round of its keys stopped; empty when it came to the end
+    round_began_at: float = 0.0
     marks: list[datetime] = field(default_factory=lambda: [BEGINNING] * 3)  # how far each priority was read
     attempts: int = 0
     successes: int = 0
     timeouts: int = 0
     latency_counts: list[int] = field(default_factory=lambda: [0] * LATENCY_BUCKETS)
-    changed: bool = False  # circuit opened or closed since the last report
+    scheduled: set[float] = field(default_factory=set)  # its moments in the heap of timers
 
     @property
     def suspect(self) -> bool:

@@ -9,12 +9,14 @@ If it dies: nothing is lost; a new worker starts small again.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from outbox_worker.lane import (
     LATENCY_BUCKETS,
     LATER_MOST,
+    MOMENTS_A_SECOND,
     NEVER,
     PROBE_SECONDS,
     PROBE_SECONDS_MOST,
@@ -50,6 +52,8 @@ class Lanes:
         self.in_flight = 0
         self.suspects_in_flight = 0
         self.hosts: dict[str, int] = {}
+        self.restricted: set[UUID] = set()  # lanes that may have less room than a new one
+        self.circuits_changed: set[UUID] = set()
 
     def lane(self, endpoint_id: UUID) -> Lane:
         found = self.lanes.get(endpoint_id)
@@ -59,23 +63,26 @@ class Lanes:
 
     def configure(self, endpoint_id: UUID, max_in_flight: int | None, max_per_second: float | None) -> Lane:
         lane = self.lane(endpoint_id)
-        lane.max_in_flight = min(
-            max_in_flight or self.endpoint_limit, max(self.endpoint_limit, max_in_flight or 0)
-        )
+        lane.max_in_flight = max_in_flight or self.endpoint_limit
         lane.max_per_second = max_per_second
         return lane
 
     def work_is_due(self, endpoint_id: UUID, at: float) -> None:
         """There is work for this endpoint at a moment (or since)."""
         lane = self.lane(endpoint_id)
-        if at >= lane.due_at:
-            if len(lane.later) < LATER_MOST and at not in lane.later:
-                heapq.heappush(lane.later, at)
-            return
-        if lane.due_at != NEVER:
-            heapq.heappush(lane.later, lane.due_at)
-        lane.due_at = at
-        heapq.heappush(self.timers, (at, endpoint_id))
+        self.restricted.add(endpoint_id)
+        at = math.ceil(at * MOMENTS_A_SECOND) / MOMENTS_A_SECOND  # one moment a bit later, not many
+        if at < lane.due_at:
+            at, lane.due_at = lane.due_at, at
+            self.schedule(lane, lane.due_at)
+        if at not in {NEVER, lane.due_at} and at not in lane.later and len(lane.later) < LATER_MOST:
+            heapq.heappush(lane.later, at)
+
+    def schedule(self, lane: Lane, at: float) -> None:
+        """Look at this lane again at a moment; once in the heap is enough."""
+        if at != NEVER and at not in lane.scheduled:
+            lane.scheduled.add(at)
+            heapq.heappush(self.timers, (at, lane.endpoint_id))
 
     def next_timer(self) -> float:
         return self.timers[0][0] if self.timers else NEVER
@@ -109,11 +116,14 @@ class Lanes:
     def wake_due(self, now: float) -> None:
         """Whose moment has come joins the ring, if this worker still owns its shard."""
         while self.timers and self.timers[0][0] <= now:
-            _, endpoint_id = heapq.heappop(self.timers)
+            at, endpoint_id = heapq.heappop(self.timers)
             lane = self.lanes.get(endpoint_id)
-            if lane is None or lane.due_at > now:
+            if lane is None:
                 continue
-            if (
+            lane.scheduled.discard(at)
+            if lane.due_at > now:
+                self.schedule(lane, lane.due_at)
+            elif (
                 self.owned is not None and lane.shard not in self.owned
             ):  # a retry learned after the shard left
                 lane.due_at = NEVER
@@ -127,8 +137,7 @@ class Lanes:
         retry_at = lane.retry_at(now)
         if retry_at == NEVER and lane.in_flight == 0:
             retry_at = now + 0.05  # it waits for others' slots: suspects or the host
-        if retry_at != NEVER:
-            heapq.heappush(self.timers, (retry_at, lane.endpoint_id))
+        self.schedule(lane, retry_at)
 
     def claimed(self, lane: Lane, asked: int, got: int, now: float) -> None:
         """What a claim sent at `now` brought: fewer than asked means that nothing more was due then."""
@@ -139,25 +148,33 @@ class Lanes:
         while lane.later and lane.later[0] <= now:
             heapq.heappop(lane.later)
         lane.due_at = heapq.heappop(lane.later) if lane.later else NEVER
-        if lane.due_at != NEVER:
-            heapq.heappush(self.timers, (lane.due_at, lane.endpoint_id))
+        self.schedule(lane, lane.due_at)
 
     def handed_over_room(self, now: float) -> dict[UUID, tuple[int, int]]:
-        """Room and requests in flight of each lane that has less room than a new one: the fan-out hands over no more."""
+        """Room and requests in flight of each lane that has less room than a new one: the fan-out hands over no more.
+
+        Suspects get nothing handed over: their share of the slots is kept by the claim.
+        """
         rooms = {}
-        for endpoint_id, lane in self.lanes.items():
-            if lane.due_at <= now or lane.keyed or lane.max_per_second is not None:
+        for endpoint_id in list(self.restricted):
+            lane = self.lanes.get(endpoint_id)
+            host_room = self.host_limit - self.hosts.get(lane.host, 0) if lane is not None else 0
+            if lane is None:
+                self.restricted.discard(endpoint_id)
+            elif lane.due_at <= now or lane.failures:
                 rooms[endpoint_id] = (0, lane.in_flight)
-                continue
-            room = lane.room(now)
-            if lane.failures:
-                room = min(room, max(0, self.suspect_slots - self.suspects_in_flight))
-            if room < START_LIMIT:
-                rooms[endpoint_id] = (room, lane.in_flight)
+            elif (room := min(lane.room(now), host_room)) < START_LIMIT:
+                rooms[endpoint_id] = (max(room, 0), lane.in_flight)
+            elif lane.due_at == NEVER and not lane.in_flight:
+                self.restricted.discard(endpoint_id)
         return rooms
+
+    def host_is_full(self, host: str) -> bool:
+        return self.hosts.get(host, 0) >= self.host_limit
 
     def started(self, endpoint_id: UUID, host: str) -> Lane:
         lane = self.lane(endpoint_id)
+        self.restricted.add(endpoint_id)
         lane.in_flight += 1
         self.in_flight += 1
         if lane.suspect:
@@ -186,7 +203,7 @@ class Lanes:
         self.count(lane, duration_ms)
         lane.successes += 1
         if lane.failures >= TRIP_AFTER:
-            lane.changed = True
+            self.circuits_changed.add(lane.endpoint_id)
             lane.limit = 1.0
         lane.failures = 0
         lane.open_until = 0.0
@@ -197,10 +214,11 @@ class Lanes:
         """An answer that is not 2xx: the endpoint is there, but wants less."""
         self.count(lane, duration_ms)
         if lane.failures >= TRIP_AFTER:
-            lane.changed = True
+            self.circuits_changed.add(lane.endpoint_id)
         lane.failures = 0
         lane.open_until = 0.0
         lane.limit = max(1.0, lane.limit / 2)
+        self.restricted.add(lane.endpoint_id)
 
     def unreachable(self, lane: Lane, duration_ms: float, now: float) -> None:
         """A timeout or connection failure: shrink; after some in a row only probes go out."""
@@ -208,14 +226,15 @@ class Lanes:
         lane.timeouts += 1
         lane.failures += 1
         lane.limit = max(1.0, lane.limit / 2)
+        self.restricted.add(lane.endpoint_id)
         if lane.failures >= TRIP_AFTER:
             if lane.failures == TRIP_AFTER:
-                lane.changed = True
+                self.circuits_changed.add(lane.endpoint_id)
                 lane.probe_seconds = PROBE_SECONDS
             else:
                 lane.probe_seconds = min(lane.probe_seconds * 2, PROBE_SECONDS_MOST)
             lane.open_until = now + lane.probe_seconds
-            heapq.heappush(self.timers, (lane.open_until, lane.endpoint_id))
+            self.schedule(lane, lane.open_until)
 
     @staticmethod
     def count(lane: Lane, duration_ms: float) -> None:

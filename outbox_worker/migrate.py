@@ -15,6 +15,7 @@ import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MINIMUM_SERVER = 150000
+LOCK_TRIES = 5
 LOCK_KEY = (0x6F757462, 1)  # "outb"; key 1 is migrate, key 2 the doorbell, key 3 upkeep
 
 BOOKKEEPING = """
@@ -57,26 +59,36 @@ class Step:
 
 
 def migrate(
-    conninfo: str, *, report: Callable[[str], None] = lambda _line: None, lock_seconds: float = 60
+    conninfo: str,
+    *,
+    report: Callable[[str], None] = lambda _line: None,
+    lock_seconds: float = 60,
+    lock_timeout: float = 2.0,
 ) -> list[str]:
-    """Apply what is missing and return the names of the files applied."""
+    """Apply what is missing and return the names of the files applied.
+
+    `lock_timeout` bounds each wait for a table: the app's transactions queue behind it for as long.
+    """
     with connected(conninfo) as connection:
         check_server(connection)
         with migration_lock(connection, lock_seconds):
-            run(connection, "bootstrap.sql", sqlfiles.read("bootstrap.sql").decode())
+            connection.execute("select set_config('lock_timeout', %s, false)", [f"{lock_timeout * 1000:.0f}ms"])
+            bootstrap = sqlfiles.read("bootstrap.sql").decode()
+            patiently(lambda: run(connection, "bootstrap.sql", bootstrap), lock_timeout)
             connection.execute("set role outbox_owner")
             connection.execute(BOOKKEEPING)
             applied = []
             for step in pending_migrations(connection):
-                apply_migration(connection, step)
+                patiently(partial(apply_migration, connection, step), lock_timeout)
                 report(f"applied {step.name}")
                 applied.append(step.name)
             definitions = pending_definitions(connection)
             if definitions or applied:
-                apply_definitions(connection)
+                patiently(partial(apply_definitions, connection), lock_timeout)
                 report(f"applied {len(all_definitions(connection))} definitions and the catalogue")
                 applied += [step.name for step in definitions]
-            connection.execute("select outbox.create_partitions()")
+            partitions = "select outbox.create_partitions()"
+            patiently(lambda: run(connection, "the partitions", partitions), lock_timeout)
     return applied
 
 
@@ -158,6 +170,19 @@ def migration_lock(connection: psycopg.Connection[tuple[object, ...]], seconds: 
             connection.execute("select pg_advisory_unlock(%s, %s)", LOCK_KEY)
 
 
+def patiently(step: Callable[[], None], pause: float) -> None:
+    """Do it, and again if a lock did not come in time; between two tries whoever queued behind has its turn."""
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            step()
+        except MigrationFailed as failed:
+            if not left or not isinstance(failed.__cause__, psycopg.errors.LockNotAvailable):
+                raise
+            time.sleep(pause)  # nothing signals that another session's transaction has ended
+        else:
+            return
+
+
 def checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -224,8 +249,10 @@ def apply_migration(connection: psycopg.Connection[tuple[object, ...]], step: St
     record = "insert into outbox.schema_migrations (version, name, sha256) values (%s, %s, %s)"
     values = (step.version, step.name, step.sha256)
     if step.text.startswith("-- outbox: no-transaction"):
+        connection.execute("set lock_timeout = 0")  # half a concurrent index build is worse than a wait, and blocks nobody
         run(connection, step.name, step.text)
         connection.execute(record, values)
+        connection.execute("reset lock_timeout")
         return
     with connection.transaction():
         connection.execute(record, values)
@@ -247,6 +274,12 @@ def apply_definitions(connection: psycopg.Connection[tuple[object, ...]]) -> Non
 def run(connection: psycopg.Connection[tuple[object, ...]], name: str, text: str) -> None:
     try:
         connection.execute(text.encode())
+    except psycopg.errors.LockNotAvailable as error:
+        raise MigrationFailed(
+            f"applying {name}: another session's transaction held a lock that it needs, {LOCK_TRIES} times over; "
+            "what it did is rolled back. End that transaction (the oldest: select pid, usename, application_name, "
+            "xact_start from pg_stat_activity order by xact_start;) and run outbox-worker migrate again."
+        ) from error
     except psycopg.Error as error:
         hint = f" Hint: {error.diag.message_hint}" if error.diag.message_hint else ""
         raise MigrationFailed(f"applying {name}: {error.diag.message_primary or error}.{hint}") from error

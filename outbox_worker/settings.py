@@ -108,6 +108,11 @@ class Settings(BaseSettings):
                 f"OUTBOX_SETTLE_MARGIN_SECONDS is {self.settle_margin_seconds:g}: with OUTBOX_REQUEST_TIMEOUT_SECONDS "
                 f"({self.request_timeout_seconds:g}) it must stay below half of OUTBOX_LEASE_SECONDS ({self.lease_seconds:g})"
             )
+        if self.drain_seconds < self.request_timeout_seconds + self.settle_margin_seconds:
+            raise ValueError(
+                f"OUTBOX_DRAIN_SECONDS is {self.drain_seconds:g}: an orderly stop needs OUTBOX_REQUEST_TIMEOUT_SECONDS "
+                f"({self.request_timeout_seconds:g}) and OUTBOX_SETTLE_MARGIN_SECONDS ({self.settle_margin_seconds:g}) at least"
+            )
         if self.vault_key is not None and self.vault_key_file is not None:
             raise ValueError("OUTBOX_VAULT_KEY and OUTBOX_VAULT_KEY_FILE are both set: keep one of them")
         return self

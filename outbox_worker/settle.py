@@ -8,6 +8,7 @@ If it dies: the leases expire, upkeep reaps them, the endpoints may see the same
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,85 +20,97 @@ from outbox_worker.database import while_database_returns
 from outbox_worker.model import Settlement, Verdict
 
 if TYPE_CHECKING:
-    import asyncio
-
     from outbox_worker.flights import Flights
     from outbox_worker.limits import Lanes
     from outbox_worker.store import Store
 
 MOST_AT_ONCE = 400
+LOCKED_SECONDS = 0.25
+"""Wait before a settlement is tried again whose row another session holds."""
+RELEASED_SECONDS = 0.1
+"""Wait before this worker claims again what it gave back."""
+REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError)
 
 
 async def settle_loop(store: Store, flights: Flights, lanes: Lanes, stopped: asyncio.Event) -> None:
     """Write as fast as the database takes them; what gathers meanwhile is the next batch."""
-    while not (stopped.is_set() and flights.idle):
-        await flights.settle_wanted.wait()
+    locked: list[Settlement] = []  # another session holds the row: tried again a little later
+    while not (stopped.is_set() and flights.idle and not locked):
+        try:
+            async with asyncio.timeout(LOCKED_SECONDS if locked else None):
+                await flights.settle_wanted.wait()
+        except TimeoutError:
+            flights.unsettled.extend(locked)
+            flights.recording -= len(locked)
+            locked.clear()
         flights.settle_wanted.clear()
         while flights.unsettled or flights.unstarted:
-            await settle_once(store, flights, lanes)
+            locked += await settle_once(store, flights, lanes)
             await release_once(store, flights, lanes)
 
 
-async def settle_once(store: Store, flights: Flights, lanes: Lanes) -> int:
+async def settle_once(store: Store, flights: Flights, lanes: Lanes) -> list[Settlement]:
+    """Record one batch; returns what could not be, since another session holds its rows."""
     batch = [flights.unsettled.popleft() for _ in range(min(len(flights.unsettled), MOST_AT_ONCE))]
     if not batch:
-        return 0
-    flights.recording = len(batch)
+        return []
+    flights.recording += len(batch)
     flights.on_point("settling")
-    # Sorted, so that two settlements never wait for each other's rows in opposite order.
-    batch.sort(key=lambda s: (s.delivery.event_id.int, s.delivery.endpoint_id.int))
-    await record(store, batch, lanes)
-    flights.recording = 0
+    locked = await record(store, batch, lanes)
+    flights.recording -= len(batch) - len(locked)
     flights.room_changed.set()
     flights.room_wanted.set()
-    return len(batch)
+    return locked
 
 
-async def record(store: Store, batch: list[Settlement], lanes: Lanes) -> None:
+async def record(store: Store, batch: list[Settlement], lanes: Lanes) -> list[Settlement]:
     """Write a batch; halve it when the database refuses its content, until the bad one stands alone."""
     try:
         rows = await while_database_returns(partial(store.settle, batch))
-    except (
-        psycopg.DataError,
-        psycopg.IntegrityError,
-        psycopg.ProgrammingError,
-        psycopg.InternalError,
-    ) as error:
+    except REFUSED as error:
         if len(batch) == 1:
             delivery = batch[0].delivery
             telemetry.settlement_failed(
                 delivery.event_id, delivery.endpoint_id, f"{type(error).__name__}: {error.sqlstate}"
             )
-            return
+            return []
         middle = len(batch) // 2
-        await record(store, batch[:middle], lanes)
-        await record(store, batch[middle:], lanes)
-        return
-    applied = {(row[0], row[1]): row[2] for row in rows}
+        return await record(store, batch[:middle], lanes) + await record(store, batch[middle:], lanes)
+    results = {(event_id, endpoint_id): (applied, held) for event_id, endpoint_id, applied, held, _ in rows}
+    locked = []
     for settlement in batch:
         delivery = settlement.delivery
-        if (
-            not applied.get((delivery.event_id, delivery.endpoint_id))
-            and settlement.verdict is not Verdict.NOT_ATTEMPTED
-        ):
+        applied, held = results[delivery.event_id, delivery.endpoint_id]
+        if held:
+            locked.append(settlement)
+        elif not applied and settlement.verdict is not Verdict.NOT_ATTEMPTED:
             telemetry.settlement_late(delivery.event_id, delivery.endpoint_id, delivery.attempt_no)
-        elif settlement.retry_in is not None:
-            lanes.work_is_due(delivery.endpoint_id, time.monotonic() + settlement.retry_in.total_seconds())
-        if delivery.ordering_key is not None:
-            lanes.work_is_due(delivery.endpoint_id, time.monotonic())
-    for endpoint_id in {row[1] for row in rows if row[3]}:
+        else:
+            note_what_is_due(settlement, lanes)
+    for endpoint_id in {endpoint_id for _, endpoint_id, _, _, disabled in rows if disabled}:
         telemetry.endpoint_disabled(endpoint_id)
+    return locked
+
+
+def note_what_is_due(settlement: Settlement, lanes: Lanes) -> None:
+    now = time.monotonic()
+    delivery = settlement.delivery
+    if settlement.retry_in is not None:
+        lanes.work_is_due(delivery.endpoint_id, now + settlement.retry_in.total_seconds())
+    if delivery.ordering_key is not None:  # the next of its key may go
+        lanes.work_is_due(delivery.endpoint_id, now)
 
 
 async def release_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     batch = [flights.unstarted.popleft() for _ in range(min(len(flights.unstarted), MOST_AT_ONCE))]
     if not batch:
         return 0
-    flights.recording = len(batch)
+    flights.recording += len(batch)
     count = await while_database_returns(partial(store.release, batch))
-    flights.recording = 0
+    flights.recording -= len(batch)
     for delivery in batch:
         lanes.lane(delivery.endpoint_id).read_from_start()
+        lanes.work_is_due(delivery.endpoint_id, time.monotonic() + RELEASED_SECONDS)
     telemetry.delivery_released(count, "not started: stopping, held, or too little lease left")
     flights.room_changed.set()
     flights.room_wanted.set()

@@ -75,6 +75,10 @@ def event_fanned_out(events: int, deliveries: int, handed_over: int) -> None:
     log.debug("event.fanned_out", events=events, deliveries=deliveries, handed_over=handed_over)
 
 
+def event_set_aside(event_id: UUID | None, error: str) -> None:
+    log.error("event.set_aside", event_id=str(event_id), error=error, do="look at outbox.set_aside_events")
+
+
 def filter_quarantined(endpoint_id: UUID) -> None:
     log.warning(
         "filter.quarantined",
@@ -172,6 +176,24 @@ def database_recovered(after_seconds: float) -> None:
 
 def partitions_alarm(text: str) -> None:
     log.error("partitions.alarm", text=text)
+
+
+def upkeep_failed(task: str, error: str) -> None:
+    log.error(
+        "upkeep.failed", task=task, error=error, do="it is tried again in its turn; look at the server's log"
+    )
+
+
+def statement_failed(stage: str, error: str) -> None:
+    log.error("statement.failed", stage=stage, error=error, do="it is tried again; look at the server's log")
+
+
+def requests_cut(count: int) -> None:
+    log.warning(
+        "requests.cut",
+        count=count,
+        do="raise OUTBOX_DRAIN_SECONDS; their leases expire and they go out again",
+    )
 
 
 def upkeep_done(task: str, count: int) -> None:

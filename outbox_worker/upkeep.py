@@ -12,8 +12,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from outbox_worker import telemetry
-from outbox_worker.database import while_database_returns
+from outbox_worker.database import AWAY, while_database_returns
 from outbox_worker.lane import LATENCY_BUCKETS, Lane
 from outbox_worker.sweep import sweep_once
 
@@ -64,7 +66,7 @@ async def sweep_loop(
 
 
 async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> None:
-    """Every task at its own pace; a failure of one is logged by the database's wait and never skips the others."""
+    """Every task at its own pace."""
     tasks: list[tuple[str, float, Callable[[], Awaitable[int]]]] = [
         ("report", 60.0, partial(report_once, store, lanes, everything=True)),
         ("circuits", 1.0, partial(report_once, store, lanes, everything=False)),
@@ -79,18 +81,27 @@ async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> No
     while not stopping.is_set():
         for name, pause, task in tasks:
             if time.monotonic() >= due[name] and not stopping.is_set():
-                count = await while_database_returns(task)
-                if count and name not in {"report", "circuits"}:
-                    telemetry.upkeep_done(name, count)
-                again = count >= (
-                    1 if name == "drop_partitions" else SLICE
-                )  # one partition, or one slice, a call
-                due[name] = time.monotonic() + (0.1 if again else pause)
+                due[name] = time.monotonic() + await rest_after(name, pause, task)
         try:
             async with asyncio.timeout(0.5):
                 await stopping.wait()
         except TimeoutError:
             continue
+
+
+async def rest_after(name: str, pause: float, task: Callable[[], Awaitable[int]]) -> float:
+    """Do one step; how long the task rests now. What fails is tried again in its turn and holds up no other task."""
+    try:
+        count = await task()
+    except AWAY:
+        return min(pause, 5.0)
+    except psycopg.Error as error:
+        telemetry.upkeep_failed(name, f"{type(error).__name__}: {error.sqlstate}")
+        return pause
+    if count and name not in {"report", "circuits"}:
+        telemetry.upkeep_done(name, count)
+    again = count >= (1 if name == "drop_partitions" else SLICE)  # one partition, or one slice, a call
+    return 0.1 if again else pause
 
 
 async def count_once(store: Store, function: str) -> int:
@@ -111,15 +122,16 @@ async def alarm_once(store: Store) -> int:
 async def report_once(store: Store, lanes: Lanes, *, everything: bool) -> int:
     """Append what changed: circuits at once, the minute's counts of every active endpoint each minute."""
     now = time.monotonic()
-    reported = [
-        lane
-        for lane in lanes.lanes.values()
-        if lane.changed or (everything and (lane.attempts or lane.waits_for(now)))
-    ]
+    if everything:
+        reported = [lane for lane in lanes.lanes.values() if lane.attempts or lane.waits_for(now)]
+    else:
+        reported = [
+            lanes.lanes[endpoint_id] for endpoint_id in lanes.circuits_changed if endpoint_id in lanes.lanes
+        ]
+    lanes.circuits_changed.clear()
     if reported:
         await store.report([report_of(lane, now) for lane in reported])
     for lane in reported:
-        lane.changed = False
         lane.attempts = lane.successes = lane.timeouts = 0
         lane.latency_counts = [0] * LATENCY_BUCKETS
     return len(reported)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 DOORBELL = (0x6F757462, 2)  # "outb"; as in outbox.accept_event()
 CHANNEL = "outbox_wake"
+ARM = b"""
+    select pg_try_advisory_lock(%s, %s),
+           exists (select from pg_catalog.pg_locks l
+                   where l.locktype = 'advisory' and l.mode = 'ExclusiveLock' and l.granted and l.objsubid = 2
+                     and l.classid = 1869968482 and l.objid = 2 and l.pid <> pg_backend_pid()
+                     and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))"""
 
 
 @dataclass(frozen=True, slots=True)
 class WakeUp:
     """What the notifications said; all empty after a poll."""
 
-    events: bool = False
     shards: frozenset[int] = frozenset()
     balance: bool = False
 
@@ -63,28 +68,44 @@ class Listener(WakeUps):
     async def connected(self) -> psycopg.AsyncConnection:
         if self.connection is None or self.connection.closed:
             self.armed = False
+            conninfo = make_conninfo(
+                self.conninfo, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE
+            )
             async with asyncio.timeout(self.deadline):
-                conninfo = make_conninfo(
-                    self.conninfo, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE
-                )
-                self.connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
-                await self.connection.execute(f"listen {CHANNEL}".encode())
+                fresh = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+                try:
+                    await fresh.execute(f"listen {CHANNEL}".encode())
+                except BaseException:
+                    await fresh.close()
+                    raise
+            self.connection = fresh
         return self.connection
 
     async def arm(self) -> bool:
+        """True too when another worker holds the doorbell: publishers ring, and everybody listens."""
         connection = await self.connected()
         if not self.armed:
-            async with asyncio.timeout(self.deadline):
-                cursor = await connection.execute("select pg_try_advisory_lock(%s, %s)", DOORBELL)
-                row = await cursor.fetchone()
-            self.armed = bool(row and row[0])
-        return self.armed
+            row = await self.ask(connection, ARM, DOORBELL)
+            self.armed = bool(row[0])
+            return self.armed or bool(row[1])
+        return True
 
     async def disarm(self) -> None:
         if self.armed and self.connection is not None and not self.connection.closed:
+            await self.ask(self.connection, b"select pg_advisory_unlock(%s, %s)", DOORBELL)
             self.armed = False
+
+    async def ask(
+        self, connection: psycopg.AsyncConnection, text: bytes, key: tuple[int, int]
+    ) -> tuple[Any, ...]:
+        """One row, or no connection any more: a session's lock is counted, and must not be left behind."""
+        try:
             async with asyncio.timeout(self.deadline):
-                await self.connection.execute("select pg_advisory_unlock(%s, %s)", DOORBELL)
+                cursor = await connection.execute(text, key)
+                return await cursor.fetchone() or (False, False)
+        except BaseException:
+            await connection.close()
+            raise
 
     async def wait(self, seconds: float) -> WakeUp:
         return await self.collect(seconds)
@@ -101,7 +122,7 @@ class Listener(WakeUps):
                 shards.update(
                     int(part) for part in payload.removeprefix("shards:").split(",") if part.isdigit()
                 )
-        return WakeUp("" in payloads, frozenset(shards), "balance" in payloads)
+        return WakeUp(frozenset(shards), "balance" in payloads)
 
     async def close(self) -> None:
         if self.connection is not None:

@@ -37,7 +37,7 @@ from outbox_worker.vault import load_keyring
 from outbox_worker.wakeup import WakeUp, open_wakeups
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from outbox_worker.deliver import Send
     from outbox_worker.settings import Settings
@@ -103,41 +103,59 @@ async def run(
         )
         wanted: asyncio.Queue[WakeUp] = asyncio.Queue(100)
         poll = settings.poll_ms / 1000
-        await while_database_returns(lambda: renew_and_balance(store, presence, flights, lanes))
         with signals(stopping):
-            telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
-            async with asyncio.TaskGroup() as tasks:
-                started = [
-                    tasks.create_task(loop)
-                    for loop in (
-                        flights.fly(stopped),
-                        book.load_forever(),
-                        settle_loop(store, flights, lanes, stopped),
-                        presence_loop(store, presence, flights, lanes, stopped),
-                        fan_out_loop(store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping),
-                        claim_loop(store, flights, lanes, poll, stopping),
-                        sweep_loop(store, flights, lanes, presence, wanted, stopping),
-                        upkeep_loop(store, lanes, stopping),
-                    )
-                ]
-                await stopping.wait()
-                if not wanted.full():
-                    wanted.put_nowait(WakeUp())  # the sweeps pause for long; a stop does not wait for them
-                await drain(flights, settings.drain_seconds, on_point)
-                # Fan-out and claim: what a call under way still brings is given back by the settle loop.
-                await asyncio.wait(started[4:6], timeout=LAST_SECONDS)
-                stopped.set()
-                flights.settle_wanted.set()
-                presence.wanted.set()
-                started[1].cancel()  # waits for requests that nobody makes any more
-                _, late = await asyncio.wait(started, timeout=LAST_SECONDS)
-                for task in late:
-                    task.cancel()
+            if await present_or_stopping(
+                lambda: renew_and_balance(store, presence, flights, lanes), stopping
+            ):
+                telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
+                loops = {
+                    "fly": flights.fly(stopped),
+                    "load": book.load_forever(),
+                    "settle": settle_loop(store, flights, lanes, stopped),
+                    "presence": presence_loop(store, presence, flights, lanes, stopped),
+                    "fan_out": fan_out_loop(
+                        store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping
+                    ),
+                    "claim": claim_loop(store, flights, lanes, poll, stopping),
+                    "sweep": sweep_loop(store, flights, lanes, presence, wanted, stopping),
+                    "upkeep": upkeep_loop(store, lanes, stopping),
+                }
+                async with asyncio.TaskGroup() as group:
+                    tasks = {name: group.create_task(loop, name=name) for name, loop in loops.items()}
+                    await stopping.wait()
+                    if not wanted.full():
+                        wanted.put_nowait(
+                            WakeUp()
+                        )  # the sweeps pause for long; a stop does not wait for them
+                    await drain(flights, settings.drain_seconds, on_point)
+                    # What a call under way still brings is given back by the settle loop.
+                    await asyncio.wait([tasks["fan_out"], tasks["claim"]], timeout=LAST_SECONDS)
+                    stopped.set()
+                    flights.settle_wanted.set()
+                    presence.wanted.set()
+                    tasks["load"].cancel()  # waits for requests that nobody makes any more
+                    _, late = await asyncio.wait(tasks.values(), timeout=LAST_SECONDS)
+                    if cut := lanes.in_flight + flights.recording + len(flights.unsettled):
+                        telemetry.requests_cut(cut)
+                    for task in late:
+                        task.cancel()
         try:
             await store.stop_worker()
         except AWAY as error:  # its presence expires by itself
             telemetry.database_lost(f"{type(error).__name__} while leaving")
     telemetry.worker_stopped()
+
+
+async def present_or_stopping(begin: Callable[[], Awaitable[None]], stopping: asyncio.Event) -> bool:
+    """Wait until the database has taken us in, or somebody asks to stop before that. True: present."""
+    async with asyncio.TaskGroup() as group:
+        beginning = group.create_task(while_database_returns(begin))
+        asked = group.create_task(stopping.wait())
+        await asyncio.wait([beginning, asked], return_when=asyncio.FIRST_COMPLETED)
+        present = beginning.done()
+        beginning.cancel()
+        asked.cancel()
+    return present
 
 
 async def drain(flights: Flights, seconds: float, on_point: Callable[[str], None]) -> None:

@@ -42,7 +42,7 @@ grant select on
     outbox.event_types, outbox.events, outbox.deliveries, outbox.attempts, outbox.settings,
     outbox.event_log, outbox.delivery_log, outbox.attempt_log, outbox.dead_letters, outbox.lost_lease_log, outbox.operation_log,
     outbox.endpoint_health, outbox.backlog, outbox.fan_out_backlog, outbox.workers, outbox.partitions, outbox.latency_by_hour,
-    outbox.endpoint_minutes, outbox.filter_failures, outbox.canceled_events, outbox.schema_migrations, outbox.schema_definitions
+    outbox.endpoint_minutes, outbox.filter_failures, outbox.set_aside_events, outbox.canceled_events, outbox.schema_migrations, outbox.schema_definitions
     to outbox_reader, outbox_operator;
 grant select (endpoint_id, workspace_id, event_types, description, filter, ordered, max_in_flight, max_per_second, timeout,
               retry_schedule, header_names, state, state_reason, state_changed_at, hold_reason, filter_error, failing_since,
@@ -101,7 +101,7 @@ grant update on outbox.shards to outbox_worker;  -- LOCK TABLE looks at the whol
 grant update (state, state_reason, failing_since, failing_noticed) on outbox.endpoints to outbox_worker;
 grant execute on function
     outbox.uuid7, outbox.event_id_floor, outbox.event_body, outbox.url_origin, outbox.filter_outcome, outbox.history_floor,
-    outbox.quarantine_filter, outbox.hold_endpoint, outbox.replay_slice, outbox.cancel_slice,
+    outbox.quarantine_filter, outbox.set_first_event_aside, outbox.hold_endpoint, outbox.replay_slice, outbox.cancel_slice,
     outbox.create_partitions, outbox.drop_partitions, outbox.purge, outbox.partition_alarm
     to outbox_worker;
 

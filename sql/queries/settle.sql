@@ -3,7 +3,8 @@
 --          attempt_nos int[], versions int[], event_types text[], verdicts text[], retry_seconds float[], started_ats timestamptz[],
 --          durations int[], statuses smallint[], errors text[], response_headers text[] (jsonb), response_bodies bytea[]; worker_no int
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
--- hazard:  a settlement whose token is no longer current changes no state: it becomes a late result.
+-- hazard:  a settlement whose token is no longer current changes no state: it becomes a late result. Rows that another
+--          session holds are skipped and said to be locked, never waited for: one operator must not stop a worker.
 with history as materialized (  -- once, not once a row
     select outbox.history_floor() as floor
 ), input as materialized (
@@ -18,6 +19,10 @@ with history as materialized (  -- once, not once a row
 ), matched as materialized (
     select i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict, i.retry_in,
            i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor, d.event_id is not null as current,
+           d.event_id is null and exists (
+               select from outbox.open_deliveries o
+               where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id and o.workspace_id = i.workspace_id
+                 and o.lease_token = i.lease_token) as locked,
            d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count, d.ordering_key, d.ordering_seq,
            d.created_at
     from input i
@@ -28,7 +33,11 @@ with history as materialized (  -- once, not once a row
         from outbox.open_deliveries d
         where d.event_id = i.event_id and d.endpoint_id = i.endpoint_id and d.workspace_id = i.workspace_id
           and d.lease_token = i.lease_token
-        for update) d on true
+          and (i.verdict <> 'disable_endpoint'  -- the endpoint is disabled in the same commit, or both wait
+               or exists (select from outbox.endpoints e
+                          where e.endpoint_id = i.endpoint_id and e.workspace_id = i.workspace_id
+                          for update skip locked))
+        for update skip locked) d on true
 ), held as materialized (
     select m.event_id, m.endpoint_id, m.workspace_id, m.priority, m.next_attempt_at, m.attempt_count, m.failed_count, m.lost_count,
            m.replay_count, m.ordering_key, m.ordering_seq, m.created_at, m.version, m.event_type, m.verdict, m.retry_in, m.started_at,
@@ -92,7 +101,7 @@ with history as materialized (  -- once, not once a row
     select i.event_id, i.endpoint_id, i.attempt_no, i.workspace_id, i.version, i.started_at, i.duration_ms,
            %(worker_no)s::int, i.status, i.error, i.response_headers::jsonb, i.response_body, i.lease_token
     from matched i
-    where not i.current and i.verdict <> 'not_attempted'
+    where not i.current and not i.locked and i.verdict <> 'not_attempted'
       -- the commit of an earlier try of this very batch may have been answered by a broken connection
       and not exists (select from outbox.recorded_attempts a
                       where a.event_id = i.event_id and a.endpoint_id = i.endpoint_id and a.attempt_no = i.attempt_no
@@ -114,10 +123,13 @@ with history as materialized (  -- once, not once a row
            s.disable_after
     from by_endpoint b
     cross join outbox.settings s
-    cross join lateral (select e.url, e.state, e.failing_since, e.failing_noticed from outbox.endpoints e
-                        where e.endpoint_id = b.endpoint_id and e.workspace_id = b.workspace_id limit 1) e
-    where (b.succeeded and e.failing_since is not null)
-       or (not b.succeeded and (e.failing_since is null or b.gone or e.failing_since < now() - s.failing_notice_after))
+    cross join lateral (
+        select e.url, e.state, e.failing_since, e.failing_noticed
+        from outbox.endpoints e
+        where e.endpoint_id = b.endpoint_id and e.workspace_id = b.workspace_id
+          and ((b.succeeded and e.failing_since is not null)
+               or (not b.succeeded and (e.failing_since is null or b.gone or e.failing_since < now() - s.failing_notice_after)))
+        for update skip locked) e  -- an app may hold the row in its transaction: the next attempt tells the same
 ), changed as (
     update outbox.endpoints e
     set failing_since = case when t.succeeded then null else coalesce(e.failing_since, now()) end,
@@ -130,24 +142,25 @@ with history as materialized (  -- once, not once a row
 ), told as (
     insert into outbox.events (workspace_id, event_type, payload, priority)
     select t.workspace_id, case when t.gone or t.failing_too_long then 'endpoint.disabled' else 'endpoint.failing' end,
-           jsonb_strip_nulls(jsonb_build_object(
+           jsonb_build_object(
                'endpoint_id', t.endpoint_id, 'url', outbox.url_origin(t.url),
-               'reason', case when t.gone then 'gone' when t.failing_too_long then 'failing' end,
-               'failing_since', coalesce(t.failing_since, now()), 'last_status', t.status, 'last_error', t.error,
-               'disables_at', case when not t.gone and not t.failing_too_long then t.failing_since + t.disable_after end)), 1
+               'failing_since', coalesce(t.failing_since, now()), 'last_status', t.status, 'last_error', t.error)
+           || case when t.gone then jsonb_build_object('reason', 'gone')
+                   when t.failing_too_long then jsonb_build_object('reason', 'failing')
+                   else jsonb_build_object('disables_at', t.failing_since + t.disable_after) end, 1
     from transitions t
     where t.gone or t.failing_too_long or t.to_notice
     union all
     select f.workspace_id, 'delivery.dead',
-           jsonb_strip_nulls(jsonb_build_object(
+           jsonb_build_object(
                'event_id', f.event_id, 'event_type', f.event_type, 'endpoint_id', f.endpoint_id, 'attempts', f.attempt_count,
-               'last_status', f.status, 'last_error', f.error, 'reason', f.reason)), 1
+               'last_status', f.status, 'last_error', f.error, 'reason', f.reason), 1
     from finals f
     where f.state = 'dead'
       and exists (select from outbox.endpoints e where e.workspace_id = f.workspace_id and 'delivery.dead' = any (e.event_types))
       and not exists (select from outbox.event_types y where y.name = f.event_type and y.operational)
 )
-select m.event_id, m.endpoint_id, m.current as applied,
+select m.event_id, m.endpoint_id, m.current as applied, m.locked,
        coalesce(m.current and t.endpoint_id is not null, false) as endpoint_disabled
 from matched m
 left join transitions t on t.endpoint_id = m.endpoint_id and (t.gone or t.failing_too_long)

@@ -139,12 +139,12 @@ with history as materialized (  -- once, not once a row
     from transitions t
     where e.endpoint_id = t.endpoint_id and e.workspace_id = t.workspace_id
       and e.endpoint_id = any (array(select x.endpoint_id from transitions x))  -- an index probe each, not the whole table
-), told as (
+), told as (  -- customers read these events: an error's kind, not its words, which name our addresses and networks
     insert into outbox.events (workspace_id, event_type, payload, priority)
     select t.workspace_id, case when t.gone or t.failing_too_long then 'endpoint.disabled' else 'endpoint.failing' end,
            jsonb_build_object(
                'endpoint_id', t.endpoint_id, 'url', outbox.url_origin(t.url),
-               'failing_since', coalesce(t.failing_since, now()), 'last_status', t.status, 'last_error', t.error)
+               'failing_since', coalesce(t.failing_since, now()), 'last_status', t.status, 'last_error', substring(t.error from '^[a-z_]+'))
            || case when t.gone then jsonb_build_object('reason', 'gone')
                    when t.failing_too_long then jsonb_build_object('reason', 'failing')
                    else jsonb_build_object('disables_at', t.failing_since + t.disable_after) end, 1
@@ -154,7 +154,7 @@ with history as materialized (  -- once, not once a row
     select f.workspace_id, 'delivery.dead',
            jsonb_build_object(
                'event_id', f.event_id, 'event_type', f.event_type, 'endpoint_id', f.endpoint_id, 'attempts', f.attempt_count,
-               'last_status', f.status, 'last_error', f.error, 'reason', f.reason), 1
+               'last_status', f.status, 'last_error', substring(f.error from '^[a-z_]+'), 'reason', f.reason), 1
     from finals f
     where f.state = 'dead'
       and exists (select from outbox.endpoints e where e.workspace_id = f.workspace_id and 'delivery.dead' = any (e.event_types))

@@ -115,6 +115,9 @@ class Reader:
                 self.looks_left = len(RING)
                 self.cycle_count = 0
             return
+        self.learn_fair(ask, result)
+
+    def learn_fair(self, ask: FanOutAsk, result: FannedOut) -> None:
         counts: dict[tuple[int, int], int] = {}
         for seq, bucket, priority in result.taken:
             place = (priority, bucket)

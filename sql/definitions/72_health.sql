@@ -158,9 +158,10 @@ left join lateral (
 left join lateral (
     select count(*) > 0 as some, count(*) filter (where f.next_attempt_at <= statement_timestamp()) > 0 as due
     from (values (0::smallint), (1::smallint), (2::smallint)) as p (priority)
+    cross join (values (true), (false)) as u (unordered)
     cross join lateral (
         select d.next_attempt_at from outbox.open_deliveries d
-        where d.endpoint_id = n.endpoint_id and d.priority = p.priority
+        where d.endpoint_id = n.endpoint_id and d.priority = p.priority and (d.ordering_key is null) = u.unordered
         order by d.next_attempt_at limit 1) f) q on true
 where n.state <> 'deleted';
 comment on view outbox.endpoint_health is

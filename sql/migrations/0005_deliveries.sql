@@ -22,7 +22,7 @@ create table outbox.open_deliveries (
     check ((ordering_key is null) = (ordering_seq is null))
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 -- The lease columns stay out of every index and predicate, so that a claim is a HOT update.
-create index open_deliveries_due_idx on outbox.open_deliveries (endpoint_id, priority, next_attempt_at);
+create index open_deliveries_due_idx on outbox.open_deliveries (endpoint_id, priority, (ordering_key is null), next_attempt_at);
 create index open_deliveries_ordered_idx on outbox.open_deliveries (endpoint_id, ordering_key, ordering_seq) where ordering_key is not null;
 
 comment on table outbox.open_deliveries is 'Deliveries still owed. The view outbox.deliveries shows them together with the finished ones.';

@@ -1,7 +1,7 @@
 -- claim: lease due deliveries, round the endpoints asked for, urgent before bulk without starving it.
 -- params:  endpoint_ids uuid[], rooms int[], busy int[] (in flight now), marks0, marks1, marks2 timestamptz[] (low-water mark per priority);
 --          lease_token uuid, worker_no int, lease_seconds float
--- index:   open_deliveries_due_idx (endpoint_id, priority, next_attempt_at)
+-- index:   open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at): keyed ones are not walked
 -- hazard:  the CTE must be the one that locks: rows locked by another session are skipped, never waited for. Lease
 --          columns are in no index, so the update is HOT.
 with picked as materialized (

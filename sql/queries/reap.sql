@@ -1,6 +1,6 @@
 -- reap: record expired leases as lost and make their deliveries due again; too many for one delivery are a crash loop.
--- params:  endpoint_ids uuid[], look int (rows looked at per endpoint and priority)
--- index:   open_deliveries_due_idx (endpoint_id, priority, next_attempt_at)
+-- params:  endpoint_ids uuid[], look int (rows looked at per endpoint and priority, twice: with and without key)
+-- index:   open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at)
 -- hazard:  the token stays: until the next claim its holder may still settle. Not an attempt: the budget is untouched.
 with history as materialized (  -- once, not once a row
     select outbox.history_floor() as floor
@@ -12,11 +12,12 @@ with history as materialized (  -- once, not once a row
     cross join outbox.settings s
     cross join history f
     cross join (values (0::smallint), (1::smallint), (2::smallint)) p (priority)
+    cross join (values (true), (false)) o (unordered)
     cross join lateral (
         select g.event_id, g.endpoint_id, g.workspace_id
         from (select d.event_id, d.endpoint_id, d.workspace_id, d.lease_expires_at
               from outbox.open_deliveries d
-              where d.endpoint_id = a.endpoint_id and d.priority = p.priority
+              where d.endpoint_id = a.endpoint_id and d.priority = p.priority and (d.ordering_key is null) = o.unordered
               order by d.next_attempt_at
               limit %(look)s::int) g
         where g.lease_expires_at < now()) g

@@ -58,7 +58,9 @@ class Steps:
             await asyncio.sleep(0)
 
     async def settle(self) -> int:
-        return await settle_once(self.store, self.flights, self.lanes)
+        waiting = len(self.flights.unsettled)
+        locked = await settle_once(self.store, self.flights, self.lanes)
+        return waiting - len(self.flights.unsettled) - len(locked)
 
     async def sweep(self) -> int:
         return await sweep_once(self.store, self.flights, self.lanes, list(SHARDS))

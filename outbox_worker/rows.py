@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from outbox_worker.model import Delivery, FannedOut, Leased, Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from uuid import UUID
 
 Row = tuple[Any, ...]
+NULL = "NULL"
 
 
 def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
@@ -54,27 +55,39 @@ def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
     return result
 
 
-def settle_parameters(settlements: Sequence[Settlement]) -> dict[str, object]:
+def settle_parameters(settlements: Sequence[Settlement]) -> dict[str, str]:
+    """Arrays as PostgreSQL's own literals: a sixth of the worker's time went into dumping them one value at a time."""
     items = [(s, s.delivery, s.outcome) for s in settlements]
     return {
-        "event_ids": [d.event_id for _, d, _ in items],
-        "endpoint_ids": [d.endpoint_id for _, d, _ in items],
-        "workspace_ids": [d.workspace_id for _, d, _ in items],
-        "lease_tokens": [d.lease_token for _, d, _ in items],
-        "attempt_nos": [d.attempt_no for _, d, _ in items],
-        "versions": [d.endpoint_version for _, d, _ in items],
-        "event_types": [d.event_type for _, d, _ in items],
-        "verdicts": [s.verdict.value for s, _, _ in items],
-        "retry_seconds": [
-            s.retry_in.total_seconds() if s.retry_in is not None else None for s, _, _ in items
-        ],
-        "started_ats": [s.started_at for s, _, _ in items],
-        "durations": [round(o.duration_ms) for _, _, o in items],
-        "statuses": [o.status for _, _, o in items],
-        "errors": [error_text(s) for s, _, _ in items],
-        "response_headers": [headers_text(o.response_headers) for _, _, o in items],
-        "response_bodies": [o.response_body for _, _, o in items],
+        "event_ids": array(str(d.event_id) for _, d, _ in items),
+        "endpoint_ids": array(str(d.endpoint_id) for _, d, _ in items),
+        "workspace_ids": array(quoted(d.workspace_id) for _, d, _ in items),
+        "lease_tokens": array(str(d.lease_token) for _, d, _ in items),
+        "attempt_nos": array(str(d.attempt_no) for _, d, _ in items),
+        "versions": array(str(d.endpoint_version) for _, d, _ in items),
+        "event_types": array(quoted(d.event_type) for _, d, _ in items),
+        "verdicts": array(s.verdict.value for s, _, _ in items),
+        "retry_seconds": array(
+            NULL if s.retry_in is None else repr(s.retry_in.total_seconds()) for s, _, _ in items
+        ),
+        "started_ats": array(f'"{s.started_at.isoformat()}"' for s, _, _ in items),
+        "durations": array(str(round(o.duration_ms)) for _, _, o in items),
+        "statuses": array(NULL if o.status is None else str(o.status) for _, _, o in items),
+        "errors": array(quoted(error_text(s)) for s, _, _ in items),
+        "response_headers": array(quoted(headers_text(o.response_headers)) for _, _, o in items),
+        "response_bodies": array(f'"\\\\x{o.response_body.hex()}"' for _, _, o in items),
     }
+
+
+def array(elements: Iterable[str]) -> str:
+    return "{" + ",".join(elements) + "}"
+
+
+def quoted(text: str | None) -> str:
+    """A text as an element of an array literal (PostgreSQL manual, 8.15.6)."""
+    if text is None:
+        return NULL
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def leased(row: Row, token: UUID) -> Leased:

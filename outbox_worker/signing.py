@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import hmac
 from base64 import b64decode, b64encode
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def signature_headers(
     )
 
 
+@lru_cache(maxsize=4096)
 def decode_secret(secret: str) -> bytes:
     """Give the bytes of a `whsec_…` string. Raises ValueError, whose text does not hold the secret."""
     encoded = secret.removeprefix(SECRET_PREFIX)

@@ -84,7 +84,9 @@ async def borrow(pool: AsyncConnectionPool, deadline: float) -> AsyncIterator[ps
     async with asyncio.timeout(deadline), pool.connection() as connection:
         if connection.prepare_threshold is None:  # a pooler gives each transaction another session
             settings = "; ".join(f"set local {name} = '{value}'" for name, value in bounds(deadline).items())
-            await connection.execute(f"begin; {settings}".encode())  # the pool's context commits or rolls back
+            await connection.execute(
+                f"begin; {settings}".encode()
+            )  # the pool's context commits or rolls back
         yield connection
 
 

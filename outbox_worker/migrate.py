@@ -72,7 +72,9 @@ def migrate(
     with connected(conninfo) as connection:
         check_server(connection)
         with migration_lock(connection, lock_seconds):
-            connection.execute("select set_config('lock_timeout', %s, false)", [f"{lock_timeout * 1000:.0f}ms"])
+            connection.execute(
+                "select set_config('lock_timeout', %s, false)", [f"{lock_timeout * 1000:.0f}ms"]
+            )
             bootstrap = sqlfiles.read("bootstrap.sql").decode()
             patiently(lambda: run(connection, "bootstrap.sql", bootstrap), lock_timeout)
             connection.execute("set role outbox_owner")
@@ -249,10 +251,13 @@ def apply_migration(connection: psycopg.Connection[tuple[object, ...]], step: St
     record = "insert into outbox.schema_migrations (version, name, sha256) values (%s, %s, %s)"
     values = (step.version, step.name, step.sha256)
     if step.text.startswith("-- outbox: no-transaction"):
-        connection.execute("set lock_timeout = 0")  # half a concurrent index build is worse than a wait, and blocks nobody
+        before = connection.execute("select current_setting('lock_timeout')").fetchone()
+        connection.execute(
+            "set lock_timeout = 0"
+        )  # a concurrent index build blocks nobody, and half of one is useless
         run(connection, step.name, step.text)
         connection.execute(record, values)
-        connection.execute("reset lock_timeout")
+        connection.execute("select set_config('lock_timeout', %s, false)", before)
         return
     with connection.transaction():
         connection.execute(record, values)
@@ -276,9 +281,9 @@ def run(connection: psycopg.Connection[tuple[object, ...]], name: str, text: str
         connection.execute(text.encode())
     except psycopg.errors.LockNotAvailable as error:
         raise MigrationFailed(
-            f"applying {name}: another session's transaction held a lock that it needs, {LOCK_TRIES} times over; "
-            "what it did is rolled back. End that transaction (the oldest: select pid, usename, application_name, "
-            "xact_start from pg_stat_activity order by xact_start;) and run outbox-worker migrate again."
+            f"applying {name}: another session's transaction held a lock that it needs, {LOCK_TRIES} times over. "
+            "What it did is rolled back. End that transaction (pg_stat_activity has them, the oldest by xact_start) "
+            "and run again: outbox-worker migrate."
         ) from error
     except psycopg.Error as error:
         hint = f" Hint: {error.diag.message_hint}" if error.diag.message_hint else ""

@@ -7,7 +7,6 @@ If it dies: the statement rolls back; claims that were committed expire, settlem
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -16,6 +15,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from outbox_worker import sqlfiles
+from outbox_worker.database import borrow
 from outbox_worker.database import borrow
 from outbox_worker.rows import Row, leased, rows_to_fanned_out, settle_parameters
 

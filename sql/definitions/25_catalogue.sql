@@ -11,6 +11,15 @@ begin
         raise exception 'cannot register the event type %: %', quote_nullable(register_event_type.name), problem
             using errcode = 'OB007', hint = 'Use two or more lower-case words joined by dots, such as invoice.paid.';
     end if;
+    problem := case
+        when length(register_event_type.description) between 1 and 2000 is not true then 'the description must have 1 to 2000 characters'
+        when jsonb_typeof(register_event_type.schema) <> 'object' then 'the schema must be a JSON object, or null'
+        when jsonb_typeof(register_event_type.example) <> 'object' then 'the example must be a JSON object, or null'
+    end;
+    if problem is not null then
+        raise exception 'cannot register the event type %: %', quote_literal(register_event_type.name), problem
+            using errcode = 'OB011', hint = 'Say what happened in a sentence; the schema is a JSON Schema, the example a whole payload.';
+    end if;
     insert into outbox.event_types as t (name, description, schema, example, patterns)
     values (register_event_type.name, register_event_type.description, register_event_type.schema,
             register_event_type.example, outbox.patterns_of(register_event_type.name, false))

@@ -4,8 +4,14 @@ create or replace function outbox.install_vault_key(public_key bytea) returns te
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
-    new_id text := @pgcrypto@.pgp_key_id(install_vault_key.public_key);
+    new_id text;
 begin
+    begin
+        new_id := @pgcrypto@.pgp_key_id(install_vault_key.public_key);
+    exception
+        when external_routine_invocation_exception then
+            new_id := null;  -- not an OpenPGP key, or one with several encryption subkeys
+    end;
     if new_id is null or new_id !~ '^[0-9A-F]{16}$' then
         raise exception 'cannot install the vault key: no single encryption subkey was found in it'
             using errcode = 'OB012', hint = 'Make the key with: outbox-worker keygen';

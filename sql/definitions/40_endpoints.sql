@@ -1,5 +1,22 @@
 -- Endpoints: the row trigger that every path goes through, and the functions that apps and operators call.
 
+create or replace function outbox.endpoint_problem(endpoint outbox.endpoints) returns text
+language sql immutable parallel safe
+return case
+    when length(endpoint.workspace_id) between 1 and 200 is not true then 'the workspace id must have 1 to 200 characters'
+    when length(endpoint.description) <= 2000 is not true then 'the description must be a text of at most 2000 characters'
+    when endpoint.ordered is null then 'ordered must be true or false'
+    when endpoint.max_in_flight not between 1 and 10000 then 'max_in_flight must be between 1 and 10000, or null'
+    when endpoint.max_per_second <= 0 or endpoint.max_per_second > 100000 then 'max_per_second must be above 0 and at most 100000, or null'
+    when endpoint.timeout not between interval '100 ms' and interval '60 s' then 'timeout must be between 100 ms and 60 s, or null'
+    when endpoint.retry_schedule is not null
+         and (cardinality(endpoint.retry_schedule) between 1 and 50 and array_position(endpoint.retry_schedule, null) is null
+              and interval '0 s' < all (endpoint.retry_schedule) and interval '30 days' >= all (endpoint.retry_schedule)) is not true
+        then 'retry_schedule must have 1 to 50 delays, each above 0 s and at most 30 days, or be null'
+end;
+comment on function outbox.endpoint_problem(outbox.endpoints) is
+    'Why an endpoint may not have these values, in words, or null; as the table''s constraints have it, whose errors would print the URL.';
+
 create or replace function outbox.check_endpoint() returns trigger
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
@@ -9,7 +26,15 @@ declare
     pattern text;
     origin text;
 begin
-    if tg_op = 'INSERT' or new.url <> old.url then
+    if tg_op = 'INSERT' or (new.workspace_id, new.description, new.ordered, new.max_in_flight, new.max_per_second, new.timeout, new.retry_schedule)
+       is distinct from (old.workspace_id, old.description, old.ordered, old.max_in_flight, old.max_per_second, old.timeout, old.retry_schedule) then
+        problem := outbox.endpoint_problem(new);
+        if problem is not null then
+            raise exception 'cannot store endpoint %: %', new.endpoint_id, problem
+                using errcode = 'OB011', hint = 'Give a value in these limits; in outbox.update_endpoint null leaves a value as it is.';
+        end if;
+    end if;
+    if tg_op = 'INSERT' or new.url is distinct from old.url then
         select * into strict limits from outbox.settings;
         problem := outbox.url_problem(new.url, limits.allowed_ports, limits.allow_plain_http, limits.allow_ip_literals);
         if problem is not null then
@@ -17,7 +42,11 @@ begin
                 using errcode = 'OB005', hint = 'Use https, a public host name in lower case, and one of the allowed ports (outbox.settings).';
         end if;
     end if;
-    if tg_op = 'INSERT' or new.event_types <> old.event_types then
+    if tg_op = 'INSERT' or new.event_types is distinct from old.event_types then
+        if cardinality(new.event_types) between 1 and 200 is not true then
+            raise exception 'cannot subscribe endpoint % to % event types', new.endpoint_id, coalesce(cardinality(new.event_types)::text, 'null')
+                using errcode = 'OB007', hint = 'Give 1 to 200 names or patterns, such as {message.*}; {*} is everything.';
+        end if;
         foreach pattern in array new.event_types loop
             problem := outbox.pattern_problem(pattern);
             if problem is null and pattern !~ '\*$' and not exists (select from outbox.event_types t where t.name = pattern) then
@@ -85,8 +114,6 @@ end
 $$;
 comment on function outbox.check_endpoint() is
     'Row trigger of outbox.endpoints: refuses bad URLs, patterns and header names, keeps state, hold and version consistent.';
-create or replace trigger check_endpoint before insert or update on outbox.endpoints
-    for each row execute function outbox.check_endpoint();
 
 create or replace function outbox.record_endpoint_version() returns trigger
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
@@ -106,8 +133,21 @@ end
 $$;
 comment on function outbox.record_endpoint_version() is
     'Row trigger of outbox.endpoints: keeps every version and tells the owner of its shard.';
-create or replace trigger record_endpoint_version after insert or update on outbox.endpoints
-    for each row execute function outbox.record_endpoint_version();
+do $$
+declare
+    wanted text;
+begin
+    -- Only if it is not there: to replace one waits for every transaction that has changed an endpoint, and the next ones wait behind it.
+    foreach wanted in array array[
+        'create trigger check_endpoint before insert or update on outbox.endpoints for each row execute function outbox.check_endpoint()',
+        'create trigger record_endpoint_version after insert or update on outbox.endpoints for each row execute function outbox.record_endpoint_version()'] loop
+        if not exists (select from pg_catalog.pg_trigger t
+                       where t.tgrelid = 'outbox.endpoints'::regclass and lower(pg_get_triggerdef(t.oid)) = wanted) then
+            execute replace(wanted, 'create trigger', 'create or replace trigger');
+        end if;
+    end loop;
+end
+$$;
 
 create or replace function outbox.endpoint_of(endpoint_id uuid) returns outbox.endpoints
 language plpgsql stable security definer set search_path = pg_catalog, outbox, pg_temp

@@ -20,6 +20,23 @@ begin
             octet_length(event.payload::text), limits.max_payload_bytes
             using errcode = 'OB003', hint = 'Send a link to the large part, or raise outbox.settings.max_payload_bytes.';
     end if;
+    if length(event.workspace_id) between 1 and 200 is not true then
+        raise exception 'cannot publish %: the workspace id is %', event.event_type,
+            coalesce(length(event.workspace_id)::text || ' characters long', 'null')
+            using errcode = 'OB011', hint = 'Give the tenant''s id, 1 to 200 characters.';
+    end if;
+    if event.priority between 0 and 2 is not true then
+        raise exception 'cannot publish %: the priority is %', event.event_type, coalesce(event.priority::text, 'null')
+            using errcode = 'OB011', hint = 'Use 0 for urgent, 1 for normal, 2 for bulk.';
+    end if;
+    if length(event.ordering_key) not between 1 and 200 then
+        raise exception 'cannot publish %: the ordering key is % characters long', event.event_type, length(event.ordering_key)
+            using errcode = 'OB011', hint = 'Give 1 to 200 characters, or null for no order.';
+    end if;
+    if event.traceparent !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' then
+        raise exception 'cannot publish %: the traceparent is not one', event.event_type
+            using errcode = 'OB011', hint = 'Give it as W3C Trace Context has it: 00-<32 hex digits>-<16 hex digits>-<2 hex digits>; or null.';
+    end if;
     raise exception 'cannot publish %: deliver_at % lies more than % ahead', event.event_type, event.deliver_at, limits.max_delay
         using errcode = 'OB011', hint = 'Publish it nearer to its time, or raise outbox.settings.max_delay.';
 end
@@ -37,7 +54,11 @@ begin
     from outbox.settings s, outbox.event_types t
     where t.name = new.event_type and jsonb_typeof(new.payload) = 'object'
       and octet_length(new.payload::text) <= s.max_payload_bytes
-      and (new.deliver_at is null or new.deliver_at <= clock_timestamp() + s.max_delay);
+      and (new.deliver_at is null or new.deliver_at <= clock_timestamp() + s.max_delay)
+      -- as the table's constraints have it, whose errors would print the payload
+      and length(new.workspace_id) between 1 and 200 and new.priority between 0 and 2
+      and (new.ordering_key is null or length(new.ordering_key) between 1 and 200)
+      and (new.traceparent is null or new.traceparent ~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$');
     if not found then
         perform outbox.refuse_event(new);
     end if;
@@ -51,8 +72,6 @@ end
 $$;
 comment on function outbox.accept_event() is
     'Row trigger of outbox.events: refuses what cannot be delivered, queues the rest for the fan-out, wakes a sleeping worker.';
-create or replace trigger accept_event before insert on outbox.events
-    for each row execute function outbox.accept_event();
 
 create or replace function outbox.keep_event() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -63,8 +82,21 @@ begin
 end
 $$;
 comment on function outbox.keep_event() is 'Row trigger of outbox.events: events are facts.';
-create or replace trigger keep_event before update on outbox.events
-    for each row execute function outbox.keep_event();
+do $$
+declare
+    wanted text;
+begin
+    -- Only if it is not there: to replace one waits for every transaction that has published, and the next ones wait behind it.
+    foreach wanted in array array[
+        'create trigger accept_event before insert on outbox.events for each row execute function outbox.accept_event()',
+        'create trigger keep_event before update on outbox.events for each row execute function outbox.keep_event()'] loop
+        if not exists (select from pg_catalog.pg_trigger t
+                       where t.tgrelid = 'outbox.events'::regclass and lower(pg_get_triggerdef(t.oid)) = wanted) then
+            execute replace(wanted, 'create trigger', 'create or replace trigger');
+        end if;
+    end loop;
+end
+$$;
 
 create or replace function outbox.publish(
     workspace_id text, event_type text, payload jsonb, idempotency_key text default null, ordering_key text default null,
@@ -78,7 +110,12 @@ declare
     content bytea;
     earlier outbox.idempotency_keys;
 begin
-    if idempotency_key is not null then
+    if length(idempotency_key) not between 1 and 200 then
+        raise exception 'cannot publish %: the idempotency key is % characters long', quote_nullable(event_type), length(idempotency_key)
+            using errcode = 'OB011', hint = 'Give 1 to 200 characters, or null for none.';
+    end if;
+    -- without a workspace, type or payload there is nothing to compare: the event's trigger says what is missing
+    if idempotency_key is not null and workspace_id is not null and event_type is not null and payload is not null then
         content := sha256(convert_to(event_type || E'\n' || payload::text, 'UTF8'));
         insert into outbox.idempotency_keys as k (workspace_id, idempotency_key, event_id, fingerprint)
         values (workspace_id, idempotency_key, new_id, content)

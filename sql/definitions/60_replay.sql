@@ -168,8 +168,8 @@ begin
           from outbox.endpoints e
           cross join lateral (select d.event_id, d.endpoint_id from outbox.open_deliveries d
                               where d.endpoint_id = e.endpoint_id and (d.lease_expires_at is null or d.lease_expires_at <= clock_timestamp())
-                              limit cancel_slice.size) o
-          where e.state = 'deleted' and e.state_changed_at > now() - interval '7 days'
+                              limit cancel_slice.size for update skip locked) o
+          where e.state = 'deleted' and e.drained_at is null
           limit cancel_slice.size) w;
     closed := outbox.close_open(events, endpoints, 'endpoint deleted', false);
     -- a fan-out under way does not see a cancellation; what was replayed since was meant
@@ -178,9 +178,16 @@ begin
           from outbox.canceled_events c join outbox.open_deliveries o on o.event_id = c.event_id
           where c.canceled_at > now() - interval '1 day' and o.replay_count = 0
             and (o.lease_expires_at is null or o.lease_expires_at <= clock_timestamp())
-          limit cancel_slice.size) w;
+          limit cancel_slice.size for update of o skip locked) w;
+    -- After a week no fan-out and no replay that began before the deletion can still bring one in.
+    update outbox.endpoints e set drained_at = clock_timestamp()
+    where (e.endpoint_id, e.workspace_id) in (
+        select n.endpoint_id, n.workspace_id from outbox.endpoints n
+        where n.state = 'deleted' and n.drained_at is null and n.state_changed_at < now() - interval '7 days'
+          and not exists (select from outbox.open_deliveries d where d.endpoint_id = n.endpoint_id)
+        order by n.state_changed_at limit cancel_slice.size for update skip locked);
     return closed + outbox.close_open(events, endpoints, 'event canceled', false);
 end
 $$;
 comment on function outbox.cancel_slice(int) is
-    'Called by the worker: cancels up to size waiting deliveries of deleted endpoints, and as many that were fanned out while their event was canceled.';
+    'Called by the worker: cancels up to size waiting deliveries of deleted endpoints, and as many that were fanned out while their event was canceled. Passes over rows that another session holds.';

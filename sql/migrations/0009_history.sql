@@ -17,4 +17,8 @@ create index operations_running_idx on outbox.operations (created_at) where stat
 create index operations_endpoint_idx on outbox.operations (endpoint_id, created_at) where endpoint_id is not null;
 create index kept_deliveries_dead_idx on outbox.kept_deliveries (endpoint_id, finished_at) where state = 'dead';
 create index kept_deliveries_finished_idx on outbox.kept_deliveries (finished_at);
-create index canceled_events_canceled_idx on outbox.canceled_events (canceled_at);
+
+alter table outbox.endpoints add column drained_at timestamptz;
+comment on column outbox.endpoints.drained_at is 'When nothing was open any more, a week after its deletion: the workers no longer look for its deliveries.';
+drop index outbox.endpoints_deleted_idx;
+create index endpoints_deleted_idx on outbox.endpoints (state_changed_at) where state = 'deleted' and drained_at is null;

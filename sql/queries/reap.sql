@@ -55,6 +55,21 @@ with history as materialized (  -- once, not once a row
            x.lost_count + 1, x.replay_count, x.last_status, x.last_error, x.next_attempt_at, x.ordering_key, x.ordering_seq, x.created_at
     from expired x
     where x.hopeless and x.event_id < x.floor
+), told as (
+    insert into outbox.events (workspace_id, event_type, payload, priority)
+    select x.workspace_id, 'delivery.dead',
+           jsonb_build_object(
+               'event_id', x.event_id, 'event_type', y.event_type, 'endpoint_id', x.endpoint_id, 'attempts', x.attempt_count,
+               'last_status', x.last_status, 'last_error', substring(x.last_error from '^[a-z_]+'), 'reason', 'crash_loop'), 1
+    from expired x
+    cross join lateral (
+        select e.event_type from outbox.events e where e.event_id = x.event_id and e.workspace_id = x.workspace_id
+        union all
+        select k.event_type from outbox.kept_events k where k.event_id = x.event_id and k.workspace_id = x.workspace_id
+        limit 1) y
+    where x.hopeless
+      and exists (select from outbox.endpoints n where n.workspace_id = x.workspace_id and 'delivery.dead' = any (n.event_types))
+      and not exists (select from outbox.event_types t where t.name = y.event_type and t.operational)
 )
 select x.event_id, x.endpoint_id, x.workspace_id, x.leased_by, x.lost_count + 1 as lost_count, x.hopeless
 from expired x

@@ -61,3 +61,40 @@ def test_cancel_slice_ends_what_waits_for_deleted_endpoints_and_what_slipped_thr
     assert delivery(db, slipped, endpoint)["reason"] == "event canceled"
     assert delivery(db, leased, gone)["state"] == "pending"
     assert delivery(db, replayed, endpoint)["state"] == "pending"
+
+
+def test_a_delivery_of_an_endpoint_deleted_long_ago_is_canceled_and_then_looked_for_no_more(db):
+    """No age ends the search, only that a week after its deletion nothing is open."""
+    gone, recent = add_endpoint(db), add_endpoint(db)
+    event = add_event(db)
+    add_open(db, event, gone)
+    for endpoint in (gone, recent):
+        db.execute("select outbox.delete_endpoint(%s)", [endpoint])
+    db.execute(
+        "update outbox.endpoints set state_changed_at = now() - interval '30 days' where endpoint_id = %s",
+        [gone],
+    )
+
+    assert value(db, "select outbox.cancel_slice(500)") == 1
+    assert delivery(db, event, gone)["reason"] == "endpoint deleted"
+    drained = db.execute("select endpoint_id from outbox.endpoints where drained_at is not null").fetchall()
+    assert drained == [(gone,)]
+
+
+def test_what_cancel_slice_costs_does_not_grow_with_the_endpoints_deleted_long_ago(db, endpoint):
+    """The index that it walks holds those that may still have something open."""
+    db.execute(
+        "insert into outbox.endpoints (workspace_id, url, event_types, state, state_changed_at)"
+        " select 'ws', 'https://example.com/hook', '{message.*}', 'deleted', now() - interval '30 days'"
+        " from generate_series(1, 2000)"
+    )
+    while value(db, "select count(*) from outbox.endpoints where state = 'deleted' and drained_at is null"):
+        db.execute("select outbox.cancel_slice(1000)")
+    db.execute("vacuum analyze outbox.endpoints")
+    db.execute("set enable_seqscan = off")
+    (plan,) = db.execute("explain (analyze, buffers, format json) select outbox.cancel_slice(500)").fetchone()
+    (again,) = db.execute(
+        "explain (analyze, buffers, format json) select outbox.cancel_slice(500)"
+    ).fetchone()
+    assert plan
+    assert again[0]["Plan"]["Shared Hit Blocks"] < 100

@@ -10,7 +10,7 @@ import pytest
 
 from outbox_worker import migrate as migrations
 from outbox_worker import sqlfiles
-from outbox_worker.errors import DatabaseUnavailable, MigrationDrift, SchemaTooOld
+from outbox_worker.errors import DatabaseUnavailable, MigrationDrift, MigrationFailed, SchemaTooOld
 
 
 @pytest.fixture
@@ -125,3 +125,59 @@ def test_every_migration_is_named_and_numbered_without_gaps():
     """NNNN_words.sql, from 0001."""
     numbers = [int(re.search(r"/(\d{4})_[a-z_]+\.sql$", name)[1]) for name in sqlfiles.migrations()]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def outdate(connection):
+    connection.execute("update outbox.schema_definitions set sha256 = 'old'")
+
+
+def test_a_release_is_migrated_while_transactions_that_published_are_open(db, dsn_of, connect):
+    """Its definitions are replaced beside them: no publisher waits for it, and it waits for none."""
+    business, other = connect("app_login"), connect("app_login")
+    business.execute("begin")
+    business.execute("select outbox.publish('ws', 'message.received', '{}')")
+    db.execute(
+        "insert into outbox.endpoints (workspace_id, url, event_types) values ('ws', 'https://a.example.com', '{*}')"
+    )
+    keeper = connect()
+    keeper.execute("begin; update outbox.endpoints set description = 'mine'")
+    outdate(db)
+    assert migrations.migrate(dsn_of(), lock_timeout=0.1)
+    other.execute("set lock_timeout = '1ms'")
+    other.execute("select outbox.publish('ws', 'message.received', '{}')")
+    business.execute("commit")
+    keeper.execute("commit")
+    assert db.execute("select count(*) from outbox.events").fetchone() == (2,)
+
+
+def test_a_trigger_that_differs_is_made_again(db, dsn_of):
+    """What is missing or altered comes back; what is right is left alone."""
+    shape = (
+        "select pg_get_triggerdef(t.oid), t.oid from pg_trigger t join pg_class c on c.oid = t.tgrelid"
+        " where c.relkind in ('r', 'p') and t.tgparentid = 0 and not t.tgisinternal order by 1"
+    )
+    before = db.execute(shape).fetchall()
+    db.execute("drop trigger keep_event on outbox.events")
+    db.execute(
+        "create or replace trigger check_endpoint before insert on outbox.endpoints"
+        " for each row execute function outbox.check_endpoint()"
+    )
+    outdate(db)
+    migrations.migrate(dsn_of())
+    after = db.execute(shape).fetchall()
+    assert [made for made, _ in after] == [made for made, _ in before]
+    changed = {made.split()[2] for made, oid in set(after) - set(before)}
+    assert changed == {"keep_event"}  # replacing keeps the oid; what was right was not even replaced
+
+
+def test_a_lock_that_does_not_come_ends_the_migration_and_says_what_to_do(db, dsn_of, connect):
+    """Bounded waits with room between them, then a clear word; nothing of it is applied, and a later run succeeds."""
+    holder = connect()
+    holder.execute("begin; lock table outbox.deliveries in access exclusive mode")
+    outdate(db)
+    with pytest.raises(MigrationFailed, match=r"definitions/.*lock.*pg_stat_activity.*outbox-worker migrate"):
+        migrations.migrate(dsn_of(), lock_timeout=0.02)
+    left = "select count(*) from outbox.schema_definitions where sha256 <> 'old'"
+    assert db.execute(left).fetchone() == (0,)
+    holder.execute("rollback")
+    assert migrations.migrate(dsn_of())

@@ -1,0 +1,79 @@
+"""Lock order: what a person's transaction holds stops no worker, and no worker deadlocks with it.
+
+Reads: pg_stat_activity. Writes: a clone of the schema.
+Guarantee: pausing an endpoint and changing its deliveries in one transaction goes on when the settlement commits.
+If it crashes: the clone is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from tests.sql.test_operational import add_leased, reap, settle
+from tests.support.history import add_endpoint, add_event, add_open, delivery, value
+from tests.support.waiting import wait_for_lock_wait
+
+
+@pytest.mark.parametrize("verdict", ["retry", "give_up", "delivered"])
+async def test_pausing_and_moving_deliveries_never_deadlocks_with_a_settlement(dsn_of, db, connect, verdict):
+    """The person holds the endpoint and waits for the delivery; the settlement holds that and asks for the endpoint."""
+    endpoint = add_endpoint(db)
+    failing = "null" if verdict != "delivered" else "now()"
+    db.execute(f"update outbox.endpoints set failing_since = {failing}")
+    event, token = add_leased(db, endpoint)
+    worker = connect("worker_login")
+    worker.execute("begin")
+    worker.execute("update outbox.open_deliveries set last_error = null where event_id = %s", [event])
+    async with (
+        await psycopg.AsyncConnection.connect(
+            dsn_of("operator_login"), application_name="operator", autocommit=True
+        ) as person,
+        await psycopg.AsyncConnection.connect(dsn_of(), autocommit=True) as watcher,
+    ):
+        await person.execute("begin")
+        await person.execute("select outbox.pause_endpoint(%s)", [endpoint])
+        # No lease is current for it, so that it waits for the row and not for the worker.
+        moved = asyncio.create_task(
+            person.execute(
+                "update outbox.deliveries set state = 'canceled' where endpoint_id = %s", [endpoint]
+            )
+        )
+        await wait_for_lock_wait(watcher, "operator")
+        settle(worker, event, endpoint, token, verdict)
+        worker.execute("commit")
+        await moved
+        await person.execute("commit")
+    assert value(db, "select state from outbox.endpoints") == "paused"
+    expected = {"retry": "canceled", "give_up": "dead", "delivered": "delivered"}
+    assert delivery(db, event, endpoint)["state"] == expected[verdict]
+
+
+def test_an_open_transaction_of_an_operator_blocks_neither_cancel_slice_nor_reap(db, connect):
+    """What it holds is passed over; the rest is done, and that one when it is free."""
+    endpoint = add_endpoint(db)
+    events = [add_event(db) for _ in range(3)]
+    for event in events:
+        add_open(db, event, endpoint)
+    canceled = add_event(db)
+    other = add_endpoint(db)
+    db.execute("select outbox.cancel(%s)", [canceled])
+    add_open(db, canceled, other)
+    operator = connect("operator_login")
+    operator.execute("begin")
+    for held in (events[0], canceled):
+        operator.execute("update outbox.deliveries set next_attempt_at = now() where event_id = %s", [held])
+    db.execute("select outbox.delete_endpoint(%s)", [endpoint])
+
+    worker = connect("worker_login")
+    worker.execute("set lock_timeout = '1ms'")  # whoever waits at all fails here
+    done = [value(worker, "select outbox.cancel_slice(2)") for _ in range(2)]
+    assert reap(worker, endpoint) == []
+    operator.execute("rollback")
+
+    assert done == [2, 0]
+    assert value(worker, "select outbox.cancel_slice(2)") == 2
+    assert {delivery(db, event, endpoint)["state"] for event in events} == {"canceled"}
+    assert delivery(db, canceled, other)["state"] == "canceled"

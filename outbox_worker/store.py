@@ -16,7 +16,6 @@ from psycopg.types.json import Jsonb
 
 from outbox_worker import sqlfiles
 from outbox_worker.database import borrow
-from outbox_worker.database import borrow
 from outbox_worker.rows import Row, leased, rows_to_fanned_out, settle_parameters
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from outbox_worker.database import open_pool
 from outbox_worker.endpoint_book import EndpointBook, Entry
 from outbox_worker.fan_out import Reader, fan_out_once
 from outbox_worker.flights import Flights
+from outbox_worker.lane import MOMENTS_A_SECOND
 from outbox_worker.limits import Lanes
 from outbox_worker.model import Endpoint, Outcome, Request
 from outbox_worker.settle import settle_once
@@ -63,7 +64,9 @@ class Steps:
         return waiting - len(self.flights.unsettled) - len(locked)
 
     async def sweep(self) -> int:
-        return await sweep_once(self.store, self.flights, self.lanes, list(SHARDS))
+        found = await sweep_once(self.store, self.flights, self.lanes, list(SHARDS))
+        await asyncio.sleep(1 / MOMENTS_A_SECOND)  # due times are rounded up
+        return found
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ If it is wrong: one customer's filter stops everybody's events.
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import psycopg
@@ -93,18 +94,13 @@ def test_a_comparison_with_a_literal_is_accepted(one, text):
 
 
 @SHARED
-@given(
-    _paths,
-    st.sampled_from(OPERATORS),
-    _paths,
-    _predicates,
-    st.sampled_from(["{}", "!({})", "exists($.a[*] ? ({}))", "(({}))"]),
-)
-def test_a_comparison_of_two_paths_is_refused_wherever_it_stands(one, left, operator, right, other, around):
+@given(_predicates, st.sampled_from(["{}", "!({})", "exists($.a[*] ? ({}))", "(({}))"]))
+def test_a_comparison_of_two_paths_is_refused_wherever_it_stands(db, other, around):
     """Alone, negated, within a filter of a path, beside others: each pair of two lists would be tried uninterrupted."""
-    pair = around.format(f"{left} {operator} {right}")
-    for text in (pair, f"({other}) && ({pair})", f"({pair}) || ({other})"):
-        assert one("outbox.filter_problem(%s::jsonpath)", text)
+    pairs = [around.format(" ".join(three)) for three in itertools.product(PATHS, OPERATORS, PATHS)]
+    texts = [text for pair in pairs for text in (pair, f"({other}) && ({pair})", f"({pair}) || ({other})")]
+    passed = "select t from unnest(%s::text[]) as t where outbox.filter_problem(t::jsonpath) is null"
+    assert db.execute(passed, [texts]).fetchall() == []
 
 
 @SHARED

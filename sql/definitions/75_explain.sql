@@ -167,4 +167,4 @@ begin
 end
 $$;
 comment on function outbox.explain_delivery(uuid, uuid) is
-    'Why the endpoint did or did not get the event, in words, with its attempts so far.';
+    'Why the endpoint did or did not get the event, in words, with its attempts so far. It tries the filter again, in your session: your statement_timeout ends one that runs long.';

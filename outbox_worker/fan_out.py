@@ -19,7 +19,7 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
-from outbox_worker.lane import START_LIMIT
+from outbox_worker.lane import ALREADY, START_LIMIT
 from outbox_worker.model import FannedOut, FanOutAsk, Room
 from outbox_worker.wakeup import WakeUp, WakeUps
 
@@ -213,7 +213,8 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
     others: set[int] = set()
     for endpoint_id, shard, due in result.waiting:
         if shard in shards:
-            lanes.work_is_due(endpoint_id, now + (due - result.found_at).total_seconds())
+            wait = (due - result.found_at).total_seconds()
+            lanes.work_is_due(endpoint_id, now + wait if wait > 0 else ALREADY)
         else:
             others.add(shard)
     if others:

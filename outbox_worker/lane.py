@@ -28,6 +28,8 @@ MOMENTS_A_SECOND = 20
 LATER_MOST = 32
 """Moments remembered for one endpoint; what comes after them is found by the sweep."""
 NEVER = float("inf")
+ALREADY = 0.0
+"""The moment of what is due now: no clock of this process was ever there."""
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 

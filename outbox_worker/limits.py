@@ -14,6 +14,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from outbox_worker.lane import (
+    ALREADY,
     LATENCY_BUCKETS,
     LATER_MOST,
     MOMENTS_A_SECOND,
@@ -71,7 +72,8 @@ class Lanes:
         """There is work for this endpoint at a moment (or since)."""
         lane = self.lane(endpoint_id)
         self.restricted.add(endpoint_id)
-        at = math.ceil(at * MOMENTS_A_SECOND) / MOMENTS_A_SECOND  # one moment a bit later, not many
+        if at != ALREADY:  # one moment a bit later, not many
+            at = math.ceil(at * MOMENTS_A_SECOND) / MOMENTS_A_SECOND
         if at < lane.due_at:
             at, lane.due_at = lane.due_at, at
             self.schedule(lane, lane.due_at)

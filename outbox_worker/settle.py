@@ -17,6 +17,7 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
+from outbox_worker.lane import ALREADY
 from outbox_worker.model import Settlement, Verdict
 
 if TYPE_CHECKING:
@@ -93,12 +94,11 @@ async def record(store: Store, batch: list[Settlement], lanes: Lanes) -> list[Se
 
 
 def note_what_is_due(settlement: Settlement, lanes: Lanes) -> None:
-    now = time.monotonic()
     delivery = settlement.delivery
     if settlement.retry_in is not None:
-        lanes.work_is_due(delivery.endpoint_id, now + settlement.retry_in.total_seconds())
+        lanes.work_is_due(delivery.endpoint_id, time.monotonic() + settlement.retry_in.total_seconds())
     if delivery.ordering_key is not None:  # the next of its key may go
-        lanes.work_is_due(delivery.endpoint_id, now)
+        lanes.work_is_due(delivery.endpoint_id, ALREADY)
 
 
 async def release_once(store: Store, flights: Flights, lanes: Lanes) -> int:

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
+from outbox_worker.lane import ALREADY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +36,13 @@ async def sweep_once(store: Store, flights: Flights, lanes: Lanes, shards: Seque
         if next_due is not None:
             if next_due <= found_at and next_due < max(lane.marks):
                 lane.read_from_start()
-            lanes.work_is_due(endpoint_id, now + max((next_due - found_at).total_seconds(), 0))
+            wait = (next_due - found_at).total_seconds()
+            lanes.work_is_due(endpoint_id, now + wait if wait > 0 else ALREADY)
     if expired:
         flights.on_point("reaping")
         for event_id, endpoint_id, _, _, lost_count, crash_loop in await store.reap(expired):
             telemetry.lease_reaped(event_id, endpoint_id, lost_count, crash_loop=crash_loop)
-            lanes.work_is_due(endpoint_id, now)
+            lanes.work_is_due(endpoint_id, ALREADY)
     if rows:
         flights.room_changed.set()
     return len(rows)

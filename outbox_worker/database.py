@@ -81,13 +81,17 @@ def bounds(deadline: float) -> dict[str, str]:
 @asynccontextmanager
 async def borrow(pool: AsyncConnectionPool, deadline: float) -> AsyncIterator[psycopg.AsyncConnection]:
     """A connection under the deadline and the settings, whether they last as long as it or one transaction."""
-    async with asyncio.timeout(deadline), pool.connection() as connection:
-        if connection.prepare_threshold is None:  # a pooler gives each transaction another session
-            settings = "; ".join(f"set local {name} = '{value}'" for name, value in bounds(deadline).items())
-            await connection.execute(
-                f"begin; {settings}".encode()
-            )  # the pool's context commits or rolls back
-        yield connection
+    try:
+        async with asyncio.timeout(deadline), pool.connection() as connection:
+            if connection.prepare_threshold is None:  # a pooler gives each transaction another session
+                settings = "; ".join(
+                    f"set local {name} = '{value}'" for name, value in bounds(deadline).items()
+                )
+                await connection.execute(f"begin; {settings}".encode())  # the pool commits or rolls back
+            yield connection
+    except TimeoutError:
+        await pool.drain()  # the others are half-open too: better fresh ones than a deadline for each
+        raise
 
 
 @asynccontextmanager

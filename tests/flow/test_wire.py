@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import psycopg
 import pytest
 import standardwebhooks
 import stripe
 import svix
 
-from tests.support.factories import make_endpoint, publish
+from tests.support.factories import SHORT, make_endpoint, publish
+from tests.support.receiver import status
 from tests.support.waiting import eventually
 
 OWN_HEADER = "Edesy-Signature"
@@ -125,6 +127,38 @@ async def test_the_body_is_the_databases_text_byte_for_byte_and_the_attempt_log_
         await eventually(lambda: len(receiver.requests) == 2)
     assert receiver.requests[0].body == receiver.requests[1].body
     assert lowered(receiver.requests[0])["webhook-id"] == lowered(receiver.requests[1])["webhook-id"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "sqlstate"),
+    [
+        pytest.param('{"a": "\\u0000"}', "22P05", id="nul"),
+        pytest.param('{"a": "' + "x" * 5_000_000 + '"}', "OB003", id="5 MB"),
+        pytest.param('{"a": 1e131071}', None, id="131,072 digits fit"),
+        pytest.param(
+            '{"a": [' + ",".join(["1e131071"] * 3) + "]}", "OB003", id="393,216 digits from 33 bytes"
+        ),
+        pytest.param('{"a": ' + "[" * 1000 + "]" * 1000 + "}", None, id="1,000 levels"),
+    ],
+)
+async def test_H16_a_payload_is_refused_or_sent_byte_exact_at_each_attempt(
+    shop, receiver, working, payload, sqlstate
+):
+    """NUL and size are refused with a code; odd numbers and deep nesting arrive as PostgreSQL prints them, twice alike."""
+    make_endpoint(shop, receiver.url, retry_schedule=SHORT)
+    statement = "select outbox.publish('ws_1', 'message.sent', %s::jsonb)"
+    if sqlstate is not None:
+        with pytest.raises(psycopg.Error) as raised:
+            shop.execute(statement, [payload])
+        assert raised.value.sqlstate == sqlstate
+        return
+    receiver.script("/", status(500), status(200))
+    async with working():
+        shop.execute(statement, [payload])
+        await eventually(lambda: len(receiver.requests) == 2)
+    text = shop.execute("select payload::text from outbox.events").fetchone()[0]
+    assert receiver.requests[0].body == receiver.requests[1].body
+    assert receiver.requests[0].body.endswith(f'"data": {text}}}'.encode())
 
 
 async def test_the_name_of_the_products_header_is_a_setting(shop, receiver, working):

@@ -94,7 +94,7 @@ def endpoints(patient: Patient) -> Iterator[Finding]:
     for row in held:
         advice = {
             "origin_changed": "Renew secret and headers for the new URL: endpoint rotate, endpoint headers.",
-            "secret_unreadable": "Bring back the vault key that sealed them and run: outbox-worker rekey; or: endpoint rotate, endpoint headers.",
+            "secret_unreadable": "Bring back the key that sealed them and run rekey; or: endpoint rotate, endpoint headers.",
         }
         yield warn(
             "endpoints", f"{row['endpoints']} held: {row['hold_reason']}", advice.get(row["hold_reason"], "")

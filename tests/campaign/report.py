@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import shutil
 import statistics
 import subprocess
 from collections import Counter
@@ -98,6 +99,8 @@ def gather(stage: Stage, *, drained: bool, left: list[str]) -> Evidence:
 
 
 def commit() -> str:
+    if shutil.which("git") is None:  # a bare machine has no git, and the sources may be no checkout
+        return "unknown"
     words = ["git", "describe", "--always", "--dirty"]
     found = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return found.stdout.strip() or "unknown"

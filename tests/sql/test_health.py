@@ -84,7 +84,9 @@ def test_a_later_event_of_an_ordering_key_says_that_it_waits_for_the_earlier(db)
     endpoint_id = new_endpoint(db, ordered=True)
     for key, seq in (("k", 10), ("k", 11), ("other", 12)):
         owe(db, publish(db), endpoint_id, ordering_key=key, ordering_seq=seq)
-    assert db.execute("select ordering_key, why from outbox.delivery_log order by ordering_key, why").fetchall() == [
+    assert db.execute(
+        "select ordering_key, why from outbox.delivery_log order by ordering_key, why"
+    ).fetchall() == [
         ("k", "due"),
         ("k", "earlier event of its ordering key"),
         ("other", "due"),

@@ -75,7 +75,7 @@ class Listener(WakeUps):
                 fresh = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
                 try:
                     await fresh.execute(f"listen {CHANNEL}".encode())
-                except BaseException:
+                except BaseException:  # canceled too: a connection that does not listen must not be kept
                     await fresh.close()
                     raise
             self.connection = fresh
@@ -103,7 +103,7 @@ class Listener(WakeUps):
             async with asyncio.timeout(self.deadline):
                 cursor = await connection.execute(text, key)
                 return await cursor.fetchone() or (False, False)
-        except BaseException:
+        except BaseException:  # canceled too: only closing gives up a lock that may or may not be held
             await connection.close()
             raise
 

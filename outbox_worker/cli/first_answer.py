@@ -16,7 +16,7 @@ def send_and_watch(connection: Connection, endpoint_id: UUID, output: Output, *,
     deadline = time.monotonic() + seconds
     attempts = first_attempt(connection, event_id, endpoint_id) if seconds else []
     while not attempts and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # nothing signals an attempt's record
         attempts = first_attempt(connection, event_id, endpoint_id)
     if attempts:
         output.facts({"event_id": event_id, **attempts[0]})

@@ -57,7 +57,7 @@ def watch(connection: Connection, operation: UUID, output: Output) -> None:
             )
             output.say(f"replay {operation}: {state['affected']} of {state['total']} so far, {going}")
         while state["state"] == "running":
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # nothing signals a slice; the bar needs no more
             state = operation_state(connection, operation)
             progress.update(bar, completed=state["affected"])
     told(

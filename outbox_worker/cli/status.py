@@ -48,14 +48,14 @@ def status(
         if not output.terminal or not watch:
             show(output, look(connection, backlog, worst))
             while watch:
-                time.sleep(interval)
+                time.sleep(interval)  # the pace that was asked for
                 show(output, look(connection, backlog, worst))
             return
         with Live(
             drawn(look(connection, backlog, worst)), console=output.screen, screen=True, auto_refresh=False
         ) as live:
             while True:
-                time.sleep(interval)
+                time.sleep(interval)  # the pace that was asked for
                 live.update(drawn(look(connection, backlog, worst)), refresh=True)
 
 

@@ -67,7 +67,7 @@ def tail(
             printed[key(row)] = row["ended_at"]
         print_new(output, recent[:lines], printed)
         while follow:
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # polling is the truth; a reader may not LISTEN for attempts
             now = look(connection, output, wanted, printed, max(begin, now - OVERLAP))
 
 

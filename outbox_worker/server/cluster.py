@@ -154,7 +154,7 @@ class LocalServer:
             try:
                 with log.open("ab") as file:
                     code, _ = self._pg_ctl("start", "-o", words, output=file)
-            except BaseException:
+            except BaseException:  # Ctrl-C too: what was half started must not stay behind
                 self._stop_ours("immediate")
                 raise
             if code == 0:

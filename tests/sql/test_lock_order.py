@@ -36,9 +36,11 @@ async def test_pausing_and_moving_deliveries_never_deadlocks_with_a_settlement(d
         await person.execute("begin")
         await person.execute("select outbox.pause_endpoint(%s)", [endpoint])
         # No lease is current for it, so that it waits for the row and not for the worker.
-        moved = asyncio.create_task(
-            person.execute(
-                "update outbox.deliveries set state = 'canceled' where endpoint_id = %s", [endpoint]
+        moved = (
+            asyncio.create_task(  # it blocks on purpose; awaited below, and a task left behind fails the test
+                person.execute(
+                    "update outbox.deliveries set state = 'canceled' where endpoint_id = %s", [endpoint]
+                )
             )
         )
         await wait_for_lock_wait(watcher, "operator")

@@ -13,6 +13,7 @@ import random
 import time
 from collections import deque
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -38,6 +39,9 @@ UNREACHABLE = frozenset(
         Failure.AMBIGUOUS,
     }
 )
+
+host_of = lru_cache(4096)(lambda url: urlsplit(url).netloc)
+"""Whom a limit per host counts: the standard library remembers 128 URLs only."""
 
 
 class Flights:
@@ -95,7 +99,7 @@ class Flights:
                 self.settle_wanted.set()
                 continue
             endpoint = self.book.known(leased.delivery.endpoint_id, leased.delivery.endpoint_version)
-            host = urlsplit(endpoint.url).netloc if endpoint is not None else ""
+            host = host_of(endpoint.url) if endpoint is not None else ""
             if host and self.lanes.host_is_full(host):
                 self.unstarted.append(leased.delivery)
                 self.settle_wanted.set()

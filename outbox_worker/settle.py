@@ -77,18 +77,19 @@ async def record(store: Store, batch: list[Settlement], lanes: Lanes) -> list[Se
             return []
         middle = len(batch) // 2
         return await record(store, batch[:middle], lanes) + await record(store, batch[middle:], lanes)
-    results = {(event_id, endpoint_id): (applied, held) for event_id, endpoint_id, applied, held, _ in rows}
-    locked = []
-    for settlement in batch:
+    locked, disabled = [], set()
+    for place, applied, held, endpoint_disabled in rows:
+        settlement = batch[place - 1]
         delivery = settlement.delivery
-        applied, held = results[delivery.event_id, delivery.endpoint_id]
         if held:
             locked.append(settlement)
         elif not applied and settlement.verdict is not Verdict.NOT_ATTEMPTED:
             telemetry.settlement_late(delivery.event_id, delivery.endpoint_id, delivery.attempt_no)
         else:
             note_what_is_due(settlement, lanes)
-    for endpoint_id in {endpoint_id for _, endpoint_id, _, _, disabled in rows if disabled}:
+        if endpoint_disabled:
+            disabled.add(delivery.endpoint_id)
+    for endpoint_id in disabled:
         telemetry.endpoint_disabled(endpoint_id)
     return locked
 

@@ -170,7 +170,7 @@ class Store:
     # ------------------------------------------------------------------ settle
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Row]:
-        """Rows of event_id, endpoint_id, applied, endpoint_disabled."""
+        """Rows of place in the batch (from 1), applied, locked by another session, endpoint disabled."""
         return await self.rows("settle", **settle_parameters(settlements), worker_no=self.worker_no)
 
     # ------------------------------------------------------------------ upkeep

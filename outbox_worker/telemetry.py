@@ -44,7 +44,7 @@ def configure(level: str) -> None:
 def bind(worker: str) -> None:
     structlog.contextvars.clear_contextvars()
     global log  # noqa: PLW0603  (one process is one worker)
-    log = structlog.get_logger(worker=worker)
+    log = structlog.get_logger(worker=worker).bind()  # not the lazy one, which binds anew at each line
 
 
 def worker_started(version: str, slots: int, *, poll_only: bool) -> None:
@@ -89,6 +89,8 @@ def filter_quarantined(endpoint_id: UUID) -> None:
 
 def delivery_attempted(settlement: Settlement, endpoint: Endpoint) -> None:
     """The canonical line: exactly one for each attempt."""
+    if not log.is_enabled_for(logging.INFO):  # before a dozen values are made for nobody
+        return
     delivery, outcome = settlement.delivery, settlement.outcome
     log.info(
         "delivery.attempted",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from outbox_worker.connection import Bounds
+from outbox_worker.connection import Answer, Bounds
 from outbox_worker.egress import EgressPolicy, Target, parse_url, url_problem
 from outbox_worker.errors import EgressRefused
 from outbox_worker.model import Failure, Outcome, Request
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 MAX_STORED_VALUE_BYTES: Final = 4096
 _URLS_REMEMBERED: Final = 4096
-_WRITTEN_BY_US: Final = frozenset({b"host", b"content-length", b"connection"})
+_OURS_TO_WRITE: Final = frozenset({"host", "content-length", "connection"})
+_WRITTEN_BY_US: Final = frozenset({name.encode() for name in _OURS_TO_WRITE})
 # Every header line of a request, checked in one pass before its first byte goes out.
 _HEADER_LINES: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~]*\r\n)+")
 _SECOND_FRAMING: Final = re.compile(rb"\r\n(?:transfer-encoding|upgrade|te|trailer):", re.IGNORECASE)
@@ -93,20 +94,26 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._pool = pool
         self._resolver = resolver
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        target = request.extensions.get("egress_target")
-        if not isinstance(target, Target):
-            target = _checked(str(request.url), self._policy, request)
-        body = request.read() if isinstance(request.stream, httpx.ByteStream) else await request.aread()
-        message = _head(request, target, len(body)) + body
+    async def post(self, target: Target, fields: Sequence[bytes], body: bytes, seconds: float) -> Answer:
+        """Send one POST with these header lines. Raises httpx's exceptions, and builds nothing else of httpx's."""
+        message = _head(target, fields, len(body)) + body
         try:
-            answer = await self._pool.exchange(
-                target, message, timeout_seconds=request.extensions.get("total_seconds", 15.0)
-            )
+            return await self._pool.exchange(target, message, timeout_seconds=seconds)
         except ExchangeError as error:
-            raise _RAISED[error.failure](str(error), request=request) from error
+            raise _RAISED[error.failure](str(error)) from error
         except EgressRefused as error:
-            raise BlockedError(str(error), request=request) from error
+            raise BlockedError(str(error)) from error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method != "POST":  # an answer to HEAD has no body whatever its headers say
+            raise httpx.LocalProtocolError("sending: only POST is sent to endpoints", request=request)
+        target = _checked(str(request.url), self._policy, request)
+        body = await request.aread()
+        fields = [
+            b"%b: %b\r\n" % field for field in request.headers.raw if field[0].lower() not in _WRITTEN_BY_US
+        ]
+        seconds = request.extensions.get("total_seconds", 15.0)
+        answer = await self.post(target, fields, body, seconds)
         return httpx.Response(
             answer.status,
             headers=answer.headers,
@@ -137,25 +144,17 @@ def _checked(url: str, policy: EgressPolicy, request: httpx.Request) -> Target:
     return parse_url(url)
 
 
-def _head(request: httpx.Request, target: Target, length: int) -> bytes:
+def _head(target: Target, fields: Sequence[bytes], length: int) -> bytes:
     """The request up to its body. Raises httpx.LocalProtocolError before a byte is sent."""
-    fields = [b"host: " + target.authority.encode() + b"\r\n"]
-    fields += [
-        b"%b: %b\r\n" % field for field in request.headers.raw if field[0].lower() not in _WRITTEN_BY_US
-    ]
-    fields.append(b"content-length: %d\r\n" % length)
-    lines = b"".join(fields)
-    # An answer to HEAD has no body whatever its headers say, and one to CONNECT is no answer.
+    lines = b"host: %b\r\n%bcontent-length: %d\r\n" % (target.authority.encode(), b"".join(fields), length)
     if (
-        request.method != "POST"
-        or _HEADER_LINES.fullmatch(lines) is None
-        or lines.count(b"\r\n") != len(fields)  # a value with a line of its own in it
+        _HEADER_LINES.fullmatch(lines) is None
+        or lines.count(b"\r\n") != len(fields) + 2  # a value with a line of its own in it
         or _SECOND_FRAMING.search(lines)
     ):
         where = f"{target.host}:{target.port}"
         raise httpx.LocalProtocolError(
-            f"sending to {where}: the request is not a POST with valid headers; check the endpoint's headers",
-            request=request,
+            f"sending to {where}: these are not valid headers of a request; check the endpoint's headers"
         )
     return b"POST %b HTTP/1.1\r\n%b\r\n" % (target.path.encode(), lines)
 
@@ -169,72 +168,74 @@ class Transport:
         self._inner = inner
         self._max_response_bytes = max_response_bytes
         self._loop = asyncio.get_running_loop()
+        self._post = inner.post if isinstance(inner, GuardedTransport) else self._post_over_httpx
         self._destination = lru_cache(_URLS_REMEMBERED)(lambda url: _destination(url, policy))
 
     async def send(self, request: Request) -> Outcome:
         """Send once. Every fault of the receiver, the network or the name server is in the Outcome."""
         started = self._loop.time()
-        destination = self._destination(request.url)
-        if isinstance(destination, str):
-            return self._failed(started, Failure.BLOCKED_ADDRESS, destination)
-        url, target = destination
+        target = self._destination(request.url)
+        if isinstance(target, str):
+            return self._failed(started, Failure.BLOCKED_ADDRESS, target)
         try:
-            response = await self._inner.handle_async_request(
-                httpx.Request(
-                    "POST",
-                    url,
-                    headers=request.headers,
-                    # Not `content=`, which adds headers of its own: ours to write, and as costly as the rest.
-                    stream=httpx.ByteStream(request.body),
-                    extensions={"egress_target": target, "total_seconds": request.timeout_seconds},
-                )
-            )
+            fields = [
+                f"{name}: {value}\r\n".encode("ascii")
+                for name, value in request.headers
+                if name.lower() not in _OURS_TO_WRITE
+            ]
+            answer = await self._post(target, fields, request.body, request.timeout_seconds)
         except _EXPECTED as error:
             return self._failed(started, failure_of(error), _words(error, target))
-        body = await self._first_bytes(response)
         return Outcome(
-            status=response.status_code,
+            status=answer.status,
             failure=None,
             error="",
             response_headers=tuple(
-                [(name, value[:MAX_STORED_VALUE_BYTES]) for name, value in response.headers.raw]
+                [(name, value[:MAX_STORED_VALUE_BYTES]) for name, value in answer.headers]
             ),
-            response_body=body,
+            response_body=answer.body,
             duration_ms=(self._loop.time() - started) * 1000,
         )
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
-    async def _first_bytes(self, response: httpx.Response) -> bytes:
-        """The body as it arrived. Not `response.aread()`, which would decode a content encoding."""
-        if isinstance(response.stream, Received):
-            return response.stream.body
-        body = b""
+    async def _post_over_httpx(
+        self, target: Target, fields: Sequence[bytes], body: bytes, seconds: float
+    ) -> Answer:
+        """The same over another transport. The body as it arrived: `aread()` would decode a content encoding."""
+        pairs = [
+            (name, value) for name, _, value in (f.removesuffix(b"\r\n").partition(b": ") for f in fields)
+        ]
+        response = await self._inner.handle_async_request(
+            httpx.Request(
+                "POST",
+                f"{target.scheme}://{target.authority}{target.path}",
+                headers=pairs,
+                content=body,
+                extensions={"total_seconds": seconds},
+            )
+        )
+        kept = b""
         try:
             async for chunk in response.stream:  # type: ignore[union-attr]  # async, since its transport is
-                body += chunk[: self._max_response_bytes - len(body)]
-                if len(body) >= self._max_response_bytes:
+                kept += chunk[: self._max_response_bytes - len(kept)]
+                if len(kept) >= self._max_response_bytes:
                     break
             await response.aclose()
         except _EXPECTED:
             pass  # the status is known, and it decides
-        return body
+        return Answer(response.status_code, response.headers.raw, kept, complete=True)
 
     def _failed(self, started: float, failure: Failure, error: str) -> Outcome:
         return Outcome(None, failure, error, (), b"", (self._loop.time() - started) * 1000)
 
 
-def _destination(url: str, policy: EgressPolicy) -> tuple[httpx.URL, Target] | str:
+def _destination(url: str, policy: EgressPolicy) -> Target | str:
     """Where the URL leads, or why nothing may be sent there."""
     if problem := url_problem(url, policy):
         return f"sending to an endpoint's URL: {problem}"
-    target = parse_url(url)
-    try:
-        # httpx rewrites some paths; what goes out is the target's, as it was stored.
-        return httpx.URL(url), target
-    except httpx.InvalidURL:
-        return f"sending to {target.host}:{target.port}: httpx does not accept the URL"
+    return parse_url(url)
 
 
 def _words(error: BaseException, target: Target) -> str:

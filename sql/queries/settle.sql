@@ -8,17 +8,17 @@
 with history as materialized (  -- once, not once a row
     select outbox.history_floor() as floor
 ), input as materialized (
-    select i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict, i.retry_in,
-           i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body
+    select i.place, i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict,
+           i.retry_in, i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body
     from unnest(%(event_ids)s::uuid[], %(endpoint_ids)s::uuid[], %(workspace_ids)s::text[], %(lease_tokens)s::uuid[],
                 %(attempt_nos)s::int[], %(versions)s::int[], %(event_types)s::text[], %(verdicts)s::text[],
                 %(retry_seconds)s::float8[], %(started_ats)s::timestamptz[], %(durations)s::int[], %(statuses)s::smallint[],
-                %(errors)s::text[], %(response_headers)s::text[], %(response_bodies)s::bytea[])
+                %(errors)s::text[], %(response_headers)s::text[], %(response_bodies)s::bytea[]) with ordinality
          as i (event_id, endpoint_id, workspace_id, lease_token, attempt_no, version, event_type, verdict, retry_in,
-               started_at, duration_ms, status, error, response_headers, response_body)
+               started_at, duration_ms, status, error, response_headers, response_body, place)
 ), matched as materialized (
-    select i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict, i.retry_in,
-           i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor, d.event_id is not null as current,
+    select i.place, i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict,
+           i.retry_in, i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor, d.event_id is not null as current,
            d.event_id is null and exists (
                select from outbox.open_deliveries o
                where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id and o.workspace_id = i.workspace_id
@@ -160,7 +160,7 @@ with history as materialized (  -- once, not once a row
       and exists (select from outbox.endpoints e where e.workspace_id = f.workspace_id and 'delivery.dead' = any (e.event_types))
       and not exists (select from outbox.event_types y where y.name = f.event_type and y.operational)
 )
-select m.event_id, m.endpoint_id, m.current as applied, m.locked,
+select m.place::int as place, m.current as applied, m.locked,
        coalesce(m.current and t.endpoint_id is not null, false) as endpoint_disabled
 from matched m
 left join transitions t on t.endpoint_id = m.endpoint_id and (t.gone or t.failing_too_long)

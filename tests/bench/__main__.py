@@ -26,6 +26,7 @@ NAMES = (
     "cost",
     "database",
     "peers",
+    "choices",
     "soak",
 )
 

@@ -2,6 +2,7 @@
 
 OutboxError
  ├ ConfigError             exit 2: names the variable, what was found, what is accepted
+ │  └ RestoredCopy         the database is a restored copy, held until a person decides
  ├ DatabaseUnavailable     exit 3: only from start-up; inside the loops it is waited for and logged
  ├ SchemaError             exit 4
  │  ├ SchemaTooOld         the database is older than this release needs
@@ -22,6 +23,14 @@ class OutboxError(Exception):
 
 class ConfigError(OutboxError):
     exit_code = 2
+
+
+class RestoredCopy(ConfigError):
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"starting to send: {why}. What waits in it may have been sent by others since. "
+            "See it with: outbox-worker restored. Then let the workers start with --release or --cancel-until."
+        )
 
 
 class DatabaseUnavailable(OutboxError):

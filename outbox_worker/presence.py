@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
+from outbox_worker.errors import RestoredCopy
 from outbox_worker.sweep import sweep_once
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Presence:
         self.leaving: set[int] = set()  # fallen to others, to be released when nothing is in flight there
         self.held: set[int] = set()  # owned or leaving, until the release is asked for: requests may start
         self.wanted = asyncio.Event()
+        self.refused: RestoredCopy | None = None  # nobody may send from this database; the process ends
 
     async def renew_once(self, store: Store, lanes: Lanes) -> None:
         sent = time.monotonic()
@@ -70,11 +72,19 @@ class Presence:
 
 
 async def presence_loop(
-    store: Store, presence: Presence, flights: Flights, lanes: Lanes, stopped: asyncio.Event
+    store: Store,
+    presence: Presence,
+    flights: Flights,
+    lanes: Lanes,
+    stopped: asyncio.Event,
+    stopping: asyncio.Event,
 ) -> None:
-    """Until the last request has ended: a draining worker is still present."""
+    """Until the last request has ended: a draining worker is still present. One that is refused asks to stop."""
     while not stopped.is_set():
         await while_database_returns(partial(renew_and_balance, store, presence, flights, lanes))
+        if presence.refused:
+            stopping.set()
+            return
         presence.wanted.clear()
         try:
             async with asyncio.timeout(0.2 if presence.leaving else presence.seconds / 6):
@@ -84,7 +94,11 @@ async def presence_loop(
 
 
 async def renew_and_balance(store: Store, presence: Presence, flights: Flights, lanes: Lanes) -> None:
-    await presence.renew_once(store, lanes)
+    try:
+        await presence.renew_once(store, lanes)
+    except RestoredCopy as refused:
+        presence.refused = refused
+        return
     gained = await presence.balance_once(store, lanes)
     if gained:
         await sweep_once(store, flights, lanes, sorted(gained))

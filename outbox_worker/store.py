@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from outbox_worker import sqlfiles
 from outbox_worker.database import borrow
+from outbox_worker.errors import RestoredCopy
 from outbox_worker.rows import Row, leased, rows_to_fanned_out, settle_parameters
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class Store:
         return await self.rows("load_endpoints", endpoint_ids=list(endpoint_ids))
 
     async def register(self, name: str, version: str, capacity: int, presence_seconds: float) -> int:
+        """Take a number. Raises RestoredCopy where nobody may send."""
         rows = await self.rows(
             "register_worker",
             name=name,
@@ -192,6 +194,8 @@ class Store:
             capacity=capacity,
             presence_seconds=presence_seconds,
         )
+        if not rows:
+            raise RestoredCopy(str(await self.call("why_held")))
         self.worker_no = int(rows[0][0])
         return self.worker_no
 

@@ -104,15 +104,18 @@ async def run(
         wanted: asyncio.Queue[WakeUp] = asyncio.Queue(100)
         poll = settings.poll_ms / 1000
         with signals(stopping):
-            if await present_or_stopping(
-                lambda: renew_and_balance(store, presence, flights, lanes), stopping
+            if (
+                await present_or_stopping(
+                    lambda: renew_and_balance(store, presence, flights, lanes), stopping
+                )
+                and not presence.refused
             ):
                 telemetry.worker_started(__version__, settings.max_in_flight, poll_only=settings.poll_only)
                 loops = {
                     "fly": flights.fly(stopped),
                     "load": book.load_forever(),
                     "settle": settle_loop(store, flights, lanes, stopped),
-                    "presence": presence_loop(store, presence, flights, lanes, stopped),
+                    "presence": presence_loop(store, presence, flights, lanes, stopped, stopping),
                     "fan_out": fan_out_loop(
                         store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping
                     ),
@@ -143,6 +146,8 @@ async def run(
             await store.stop_worker()
         except AWAY as error:  # its presence expires by itself
             telemetry.database_lost(f"{type(error).__name__} while leaving")
+    if presence.refused:
+        raise presence.refused
     telemetry.worker_stopped()
 
 

@@ -24,6 +24,7 @@ from outbox_worker.cli import (
     publish,
     rekey,
     replay,
+    restored,
     run,
     schema,
     search,
@@ -56,7 +57,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Publish": {"publish": publish.publish, "events": events.events},
     "Look": {"status": status.status, "tail": tail.tail, "search": search.search, "show": show.show},
-    "Act": {"replay": replay.replay, "cancel": cancel.cancel},
+    "Act": {"replay": replay.replay, "cancel": cancel.cancel, "restored": restored.restored},
 }
 for group, commands in COMMANDS.items():
     for name, command in commands.items():

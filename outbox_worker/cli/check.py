@@ -24,6 +24,7 @@ Check = Callable[[Patient], Iterator[Finding]]
 CHECKS: dict[str, Check] = {
     "server": database_checks.server,
     "schema": database_checks.schema,
+    "home": database_checks.home,
     "role": database_checks.role,
     "vault": worker_checks.vault,
     "clock": worker_checks.clock,

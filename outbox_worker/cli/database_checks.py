@@ -56,6 +56,19 @@ def schema(patient: Patient) -> Iterator[Finding]:
         yield ok("schema", f"version {found}, as this release needs it")
 
 
+def home(patient: Patient) -> Iterator[Finding]:
+    why = one(patient.connection, "select outbox.why_held()")
+    if why:
+        yield fail(
+            "home",
+            f"no worker may send: {why}",
+            "Run: outbox-worker restored, then again with --release or --cancel-until.",
+            exit_code=CONFIGURATION,
+        )
+    else:
+        yield ok("home", "no restored copy; workers may send")
+
+
 def role(patient: Patient) -> Iterator[Finding]:
     who = rows(
         patient.connection, "select rolname, rolsuper from pg_catalog.pg_roles where rolname = current_user"

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from outbox_worker.cli.failures import BUG, INTERRUPTED
-from outbox_worker.cli.session import connected
+from outbox_worker.cli.session import connected, one
+from outbox_worker.errors import RestoredCopy
 from outbox_worker.migrate import require_schema
 from outbox_worker.settings import Settings, load
 
@@ -39,6 +40,8 @@ def run(
     settings = load()
     with connected(settings.database_url.get_secret_value(), poll_only=settings.poll_only) as connection:
         warning = require_schema(connection)
+        if why := one(connection, "select outbox.why_held()"):
+            raise RestoredCopy(why)
     if warning:
         typer.echo(f"outbox-worker: {warning}", err=True)
     count = processes or settings.processes

@@ -51,7 +51,8 @@ grant select (endpoint_id, workspace_id, version, event_types, filter, header_na
     on outbox.endpoint_versions to outbox_reader, outbox_operator;
 grant execute on function
     outbox.explain_delivery, outbox.event_id_floor, outbox.event_id_time, outbox.event_body, outbox.readable, outbox.shown_url,
-    outbox.mask_url, outbox.sent_headers, outbox.hold_of, outbox.latency_percentile, outbox.pattern_matches
+    outbox.mask_url, outbox.sent_headers, outbox.hold_of, outbox.latency_percentile, outbox.pattern_matches,
+    outbox.why_held, outbox.could_be_sent_twice
     to outbox_reader, outbox_operator;
 
 -- Operators also replay, cancel, and change what an endpoint is; its state changes through functions, which record
@@ -61,7 +62,7 @@ grant update (url, event_types, description, filter, ordered, max_in_flight, max
     on outbox.endpoints to outbox_operator;
 grant execute on function
     outbox.replay, outbox.replay_many, outbox.replay_endpoint, outbox.count_replay, outbox.cancel, outbox.stop_operation,
-    outbox.pause_endpoint, outbox.resume_endpoint, outbox.delete_endpoint
+    outbox.pause_endpoint, outbox.resume_endpoint, outbox.delete_endpoint, outbox.hold_restored, outbox.release_restored
     to outbox_operator;
 
 -- The worker: what the statements in sql/queries need, and no more. History is written, never changed.
@@ -102,7 +103,8 @@ grant update (state, state_reason, failing_since, failing_noticed) on outbox.end
 grant execute on function
     outbox.uuid7, outbox.event_id_floor, outbox.event_body, outbox.url_origin, outbox.filter_outcome, outbox.history_floor,
     outbox.quarantine_filter, outbox.set_first_event_aside, outbox.hold_endpoint, outbox.replay_slice, outbox.cancel_slice,
-    outbox.create_partitions, outbox.drop_partitions, outbox.purge, outbox.partition_alarm
+    outbox.create_partitions, outbox.drop_partitions, outbox.purge, outbox.partition_alarm,
+    outbox.move_in, outbox.why_held
     to outbox_worker;
 
 -- Tenants: their own views. outbox_secrets has nothing but its members.

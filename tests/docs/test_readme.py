@@ -70,3 +70,15 @@ def test_the_two_commands_are_the_first_sh_blocks():
     develop = re.search(r"```sh\n(.*?)```", README.split("## Develop")[1], re.DOTALL)[1]
     assert first.strip().endswith("outbox-worker demo")
     assert develop.strip().endswith("pytest")
+
+
+def test_every_recipe_is_linked_and_what_is_shown_of_it_is_the_file():
+    """The block under a recipe's link is the file that the suite runs, word for word."""
+    recipes = sorted((ROOT / "tests" / "recipes").iterdir())
+    shown = dict(re.findall(r"\(tests/recipes/([\w.]+)\):\n\n```\w+\n(.*?)```\n", README, re.DOTALL))
+    files = {file.name: file.read_text() for file in recipes if file.is_file()}
+    assert len(shown) >= 5
+    for name, text in files.items():
+        assert f"](tests/recipes/{name})" in README, name
+        assert shown.get(name, text) == text, name
+    assert set(shown) <= set(files)

@@ -90,6 +90,7 @@ def test_every_command_of_the_design_is_registered():
         "show",
         "replay",
         "cancel",
+        "restored",
         "events",
     ]
     assert sorted(GROUPED) == sorted(designed)

@@ -61,7 +61,7 @@ from (select date_trunc('day', now(), 'UTC') - n * interval '45 weeks' / 36000 a
 
 insert into outbox.events (event_id, workspace_id, event_type, payload, created_at)
 select event_id, workspace_id, 'order.created',
-       jsonb_build_object('order', jsonb_build_object('id', 'A-' || n)), at from made;
+       jsonb_build_object('order', jsonb_build_object('id', 'A-' || n), 'text', repeat('of usual length ', 30)), at from made;
 
 insert into outbox.finished_deliveries (event_id, endpoint_id, workspace_id, state, reason, priority,
     attempt_count, failed_count, lost_count, replay_count, last_status, next_attempt_at, created_at,
@@ -79,7 +79,7 @@ from outbox.finished_deliveries d;
 
 insert into outbox.kept_events (event_id, workspace_id, event_type, payload, created_at)
 select (left(outbox.event_id_floor(at - interval '400 days')::text, 14) || substr(event_id::text, 15))::uuid,
-       workspace_id, 'order.created', '{}', at - interval '400 days'
+       workspace_id, 'order.created', jsonb_build_object('text', repeat('of usual length ', 30)), at - interval '400 days'
 from made where n % 10 = 0;
 insert into outbox.kept_deliveries (event_id, endpoint_id, workspace_id, state, reason, priority,
     attempt_count, failed_count, lost_count, replay_count, last_status, next_attempt_at, created_at,
@@ -226,9 +226,7 @@ def test_a_question_about_any_time_costs_index_probes(history, question):
     assert scans(executed(history, question), "kept_attempts") == []
 
 
-@pytest.mark.parametrize(
-    "other", [{}, {"workspace": "ws_17"}, {"states": ["dead"]}, {"states": ["delivered"]}], ids=str
-)
+@pytest.mark.parametrize("other", [{}, {"workspace": "ws_17"}], ids=str)
 def test_the_search_for_an_indexed_value_scans_nothing(history, other):
     """What outbox-worker search sends for an order number is answered by the index in every partition."""
     condition = Condition({"limit": 50, "path": "$.order.id[*]"})

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     )
     owner_database_url: SecretStr | None = Field(
         None,
-        description="Database login that may become outbox_owner; for migrate, keygen and rekey. Default: OUTBOX_DATABASE_URL.",
+        description="Login that may become outbox_owner: for migrate, keygen, rekey, index. Default: OUTBOX_DATABASE_URL.",
     )
     vault_key: SecretStr | None = Field(
         None, description="The private vault keys themselves, armored, one after the other."

@@ -9,13 +9,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a li
 
 # Control characters, and the marks that reorder text: a receiver's answer must not drive the reader's terminal.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_KNOWN_BY_SIGHT = {
+    "created_at", "event_id", "event_type", "endpoint_id", "workspace_id", "url", "state", "last_error", "name",
+    "description", "path",
+}  # fmt: skip
+_FOLDED = 20  # a longer text may be folded to this width before a table counts as too wide
 _STYLES = {
     "delivered": "green", "active": "green", "live": "green", "done": "green", "ok": "green",
     "pending": "yellow", "leased": "cyan", "running": "cyan", "held": "magenta", "paused": "magenta", "warn": "yellow",
@@ -63,11 +69,26 @@ class Output:
         self.line(json.dumps(row, default=plain))
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Say something to people; machines do not hear it."""
+        """Say something to people; machines do not hear it. What is wrapped keeps its margin."""
         if self.terminal:
-            self.screen.print(Text(clean(text), style or ""))
+            for line in clean(text).split("\n"):
+                told = line.lstrip(" ")
+                if not told:
+                    self.screen.print()
+                    continue
+                self.screen.print(
+                    Padding(Text(told, style or ""), (0, 0, 0, len(line) - len(told)), expand=False)
+                )
         elif not self.as_json:
             self.line(clean(text))
+
+    def pieces(self, pieces: Sequence[str], style: str) -> None:
+        """Say one thing in pieces that are not torn: one line, or as many as the screen needs."""
+        if self.terminal:
+            for line in flow((Text(clean_line(piece), style) for piece in pieces), self.screen.width):
+                self.screen.print(line)
+        else:
+            self.say("  ".join(pieces))
 
     def rows(
         self, rows: Iterable[Row], columns: Sequence[str], *, title: str = "", nothing: str = ""
@@ -83,7 +104,7 @@ class Output:
             print(nothing, file=sys.stderr)  # noqa: T201
         elif self.terminal:
             if listed:
-                self.screen.print(table(listed, columns, title=title))
+                self.screen.print(Listing(listed, columns, title=title))
         else:
             for row in listed:
                 self.line("\t".join(cell(row[column]) for column in columns))
@@ -99,21 +120,71 @@ class Output:
                 self.line(f"{name}: {cell(value)}")
 
 
-def table(rows: Sequence[Row], columns: Sequence[str], *, title: str = "") -> Table:
-    made = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        numeric = bool(rows) and all(
-            isinstance(row[column], (int, float, Decimal)) or row[column] is None for row in rows
-        )
-        made.add_column(
-            column.replace("_", " "),
-            justify="right" if numeric else "left",
-            no_wrap=column.endswith(("_id", "_at", "state")),
-            overflow="fold",
-        )
-    for row in rows:
-        made.add_row(*(styled(column, row[column]) for column in columns))
-    return made
+class Listing:
+    """Rows as a table where the screen is wide enough; where it is not, each row in as few lines as it needs."""
+
+    def __init__(self, rows: Sequence[Row], columns: Sequence[str], *, title: str = "") -> None:
+        self.columns, self.title = columns, title
+        self.cells = [[styled(column, row[column]) for column in columns] for row in rows]
+        self.numeric = [
+            bool(rows)
+            and all(isinstance(row[column], (int, float, Decimal)) or row[column] is None for row in rows)
+            for column in columns
+        ]
+        self.widths = [
+            max([0, *(cells[place].cell_len for cells in self.cells)]) for place in range(len(columns))
+        ]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.title:
+            yield Text(self.title, "italic")
+        needed = [
+            max(
+                min(width, _FOLDED) if self.folds(place) else width, *map(len, self.columns[place].split("_"))
+            )
+            for place, width in enumerate(self.widths)
+        ]
+        if sum(needed) + 2 * (len(needed) - 1) <= options.max_width:
+            yield self.table()
+            return
+        for cells in self.cells:
+            named = [
+                cell
+                if column in _KNOWN_BY_SIGHT
+                else Text.assemble((f"{column.replace('_', ' ')} ", "dim"), cell)
+                for column, cell in zip(self.columns, cells, strict=True)
+                if cell.plain
+            ]
+            yield from flow(named, options.max_width)
+
+    def folds(self, place: int) -> bool:
+        return self.widths[place] > _FOLDED and not self.columns[place].endswith(("_id", "_at", "state"))
+
+    def table(self) -> Table:
+        made = Table(box=None, header_style="bold", pad_edge=False)
+        for place, column in enumerate(self.columns):
+            made.add_column(
+                column.replace("_", " " if self.widths[place] >= len(column) else "\n"),
+                justify="right" if self.numeric[place] else "left",
+                no_wrap=not self.folds(place),
+                overflow="fold",
+            )
+        for cells in self.cells:
+            made.add_row(*cells)
+        return made
+
+
+def flow(pieces: Iterable[Text], width: int) -> Iterator[Text]:
+    """Put pieces side by side, going on in the next line, indented, where one would not fit."""
+    line = Text()
+    for piece in pieces:
+        if line.plain.strip() and line.cell_len + 2 + piece.cell_len > width:
+            yield line
+            line = Text("    ")
+        elif line.plain.strip():
+            line.append("  ")
+        line.append_text(piece)
+    yield line
 
 
 def facts_table(row: Row, *, title: str = "") -> Table:
@@ -127,7 +198,12 @@ def facts_table(row: Row, *, title: str = "") -> Table:
 
 
 def styled(column: str, value: Any) -> Text:
-    text = cell(value)
+    # people read seconds; milliseconds are in what is piped and in --json
+    text = (
+        cell(value.replace(microsecond=0)).replace(".000Z", "Z")
+        if isinstance(value, datetime)
+        else cell(value)
+    )
     if column in {"state", "level", "endpoint_state"}:
         return Text(text, _STYLES.get(text, ""))
     if column.endswith("status") and isinstance(value, int):

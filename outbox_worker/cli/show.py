@@ -150,7 +150,8 @@ def indented(text: str, *, full: bool, mark: str = "", margin: int = 2, style: s
 def operation_line(operation: dict[str, Any]) -> str:
     text = f"  {cell(operation['created_at'])}  {operation['kind']} by {operation['requested_by']}"
     if operation["of_many"]:
-        text += f" of the endpoint {operation['endpoint_id']} ({operation['affected']} deliveries, {operation['state']})"
+        whose = f"the endpoint {operation['endpoint_id']}" if operation["endpoint_id"] else "a list of events"
+        text += f" of {whose} ({operation['affected']} deliveries, {operation['state']})"
     elif operation["endpoint_id"]:
         text += f" for endpoint {operation['endpoint_id']}"
     return text + (f": {operation['reason']}" if operation["reason"] else "")

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from outbox_worker.cli.moments import spoken
-from outbox_worker.cli.output import AsJson, Output, cell, facts_table, table
+from outbox_worker.cli.output import AsJson, Listing, Output, cell, facts_table
 from outbox_worker.cli.session import Connection, rows, session
 
 MINUTES = 30
@@ -23,6 +23,7 @@ _WORST = [
     "workspace_id",
     "state",
     "why",
+    "failing_since",
     "attempts",
     "success_rate",
     "p95_ms",
@@ -187,9 +188,9 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 def drawn(found: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [facts_table(summary(found), title="Outbox")]
     if found["worst_endpoints"]:
-        parts += [Text(), table(found["worst_endpoints"], _WORST, title="Endpoints that need a look")]
+        parts += [Text(), Listing(found["worst_endpoints"], _WORST, title="Endpoints that need a look")]
     if found["workers"]:
-        parts += [Text(), table(found["workers"], _WORKERS, title="Workers")]
+        parts += [Text(), Listing(found["workers"], _WORKERS, title="Workers")]
     return Group(*parts)
 
 

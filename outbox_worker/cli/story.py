@@ -112,7 +112,7 @@ def not_delivered(connection: Connection, event: Story, *, limit: int) -> Story:
 def operations(
     connection: Connection, event: Story, deliveries: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """List what people did to the event, and replays of whole endpoints that its replayed deliveries may belong to."""
+    """List what people did to the event, alone or in a list, and replays of whole endpoints that may have taken it along."""
     return rows(
         connection,
         """
@@ -120,8 +120,10 @@ def operations(
                o.event_id is null as of_many
         from outbox.operation_log o
         where o.event_id = %(event)s::uuid
-           or (o.event_id is null and o.kind = 'replay' and o.endpoint_id = any (%(replayed)s::uuid[])
+           or (o.event_id is null and o.parameters ? 'since' and o.kind = 'replay' and o.endpoint_id = any (%(replayed)s::uuid[])
                and o.created_at > %(at)s::timestamptz)
+           or o.operation_id in (select l.operation_id from outbox.operation_events l
+                                 where l.event_id = %(event)s::uuid and l.replayed_at is not null)
         order by o.created_at
         """,
         {

@@ -98,12 +98,14 @@ def print_new(output: Output, found: list[dict[str, Any]], printed: dict[Key, da
             output.json(row)
             continue
         good = row["status"] is not None and 200 <= row["status"] <= 299
-        error = f"  {row['error']}" if row["error"] else ""
-        output.say(
-            f"{cell(row['started_at'])}  {row['status'] or '---'}  {row['duration_ms']:>6} ms  {row['event_type'] or '?'}"
-            f"  {row['url_host'] or '?'}  attempt {row['attempt_no']}  {row['event_id']}{error}",
-            "green" if good else "red",
-        )
+        pieces = [
+            f"{cell(row['started_at'])}  {row['status'] or '---'}  {row['duration_ms']:>6} ms",
+            row["event_type"] or "?",
+            row["url_host"] or "?",
+            f"attempt {row['attempt_no']}",
+            str(row["event_id"]),
+        ]
+        output.pieces([*pieces, row["error"]] if row["error"] else pieces, "green" if good else "red")
 
 
 def key(row: dict[str, Any]) -> Key:

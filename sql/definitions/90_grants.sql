@@ -42,7 +42,7 @@ grant select on
     outbox.event_types, outbox.events, outbox.deliveries, outbox.attempts, outbox.settings,
     outbox.event_log, outbox.delivery_log, outbox.attempt_log, outbox.dead_letters, outbox.lost_lease_log, outbox.operation_log,
     outbox.endpoint_health, outbox.backlog, outbox.fan_out_backlog, outbox.workers, outbox.partitions, outbox.latency_by_hour,
-    outbox.endpoint_minutes, outbox.filter_failures, outbox.set_aside_events, outbox.canceled_events, outbox.schema_migrations, outbox.schema_definitions
+    outbox.endpoint_minutes, outbox.filter_failures, outbox.set_aside_events, outbox.canceled_events, outbox.operation_events, outbox.schema_migrations, outbox.schema_definitions
     to outbox_reader, outbox_operator;
 grant select (endpoint_id, workspace_id, event_types, description, filter, ordered, max_in_flight, max_per_second, timeout,
               retry_schedule, header_names, state, state_reason, state_changed_at, hold_reason, filter_error, failing_since,

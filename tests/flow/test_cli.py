@@ -83,6 +83,7 @@ def test_every_command_of_the_design_is_registered():
         "check",
         "keygen",
         "rekey",
+        "index",
         "publish",
         "status",
         "tail",

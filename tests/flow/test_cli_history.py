@@ -110,6 +110,29 @@ async def test_show_gives_one_object_with_everything(past, cli, receiver):
     assert story["request_body"].encode() in {request.body for request in receiver.requests}
 
 
+async def test_show_tells_of_retry_dead_letter_and_replay_in_one_story(past, cli):
+    """A replay of a list of events is part of each one's story: who, when, why; the old attempts stay."""
+    ran = cli(
+        "replay",
+        "--event",
+        past.event,
+        "--event",
+        NOBODY,
+        "--reason",
+        "INC-7",
+        "--yes",
+        "--no-wait",
+        "--json",
+    )
+    assert ran.code == 0, ran.err
+    said = cli("show", past.event).out
+    assert said.count("replayed: 1") == 2
+    assert "replay by operator_login of a list of events (2 deliveries, done): INC-7" in said
+    assert said.count("HTTP 500") == 2
+    (story,) = cli("show", past.event, "--json").json
+    assert [(one["kind"], one["reason"]) for one in story["operations"]] == [("replay", "INC-7")]
+
+
 def test_show_of_an_unknown_event_exits_2_and_says_why_it_may_be_missing(cli):
     """Nothing on standard output."""
     ran = cli("show", NOBODY)

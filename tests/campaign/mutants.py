@@ -45,8 +45,8 @@ MUTANTS = (
     ),
     Mutant(
         "a claim that is not committed", "outbox_worker/store.py",
-        "self.pool.connection() as connection:\n            cursor = await connection.execute(text, parameters, binary=True)",
-        "self.pool.connection() as connection, connection.transaction(force_rollback=name == 'claim'):\n"
+        "borrow(self.pool, self.deadline) as connection:\n            cursor = await connection.execute(text, parameters, binary=True)",
+        "borrow(self.pool, self.deadline) as connection, connection.transaction(force_rollback=name == 'claim'):\n"
         "            cursor = await connection.execute(text, parameters, binary=True)",
         ("calm",), ("duplicates_are_explained", "nothing_lost"),
     ),

@@ -120,7 +120,7 @@ FLYING = ("outbox_worker/flights.py", "        received = time.monotonic()\n",
 
 def grow(mutant: Mutant | None, folder: Path) -> None:
     """A copy of this tree with the mutation in it; a text that is not there is an error, not a survivor."""
-    for name in ("outbox_worker", "sql", "tests/campaign"):
+    for name in ("outbox_worker", "sql", "tests/campaign", "tests/support"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant is None:
         return

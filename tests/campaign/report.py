@@ -12,14 +12,13 @@ import platform
 import shutil
 import statistics
 import subprocess
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from outbox_worker import __version__
-from tests.campaign.invariants import Evidence, Pair
+from tests.campaign.evidence import Evidence, duplicates
 from tests.campaign.receiver import read_journal
 
 if TYPE_CHECKING:
@@ -169,13 +168,3 @@ def text(told: dict[str, Any]) -> str:
         lines += [f"    {one}" for one in found[:8]]
     lines.append(f"{told['invariants_held']} invariants held, {len(told['violations'])} violated")
     return "\n".join(lines)
-
-
-def duplicates(e: Evidence) -> Counter[Pair]:
-    """Successes beyond the first and beyond replays, per delivery."""
-    extra: Counter[Pair] = Counter()
-    for pair, rows in e.requests_of.items():
-        count = sum(200 <= r["status"] < 300 for r in rows) - 1 - e.people.replays.get(pair, 0)
-        if count > 0:
-            extra[pair] = count
-    return extra

@@ -19,11 +19,13 @@ import psycopg
 
 from tests.campaign import scene
 from tests.campaign.cluster import Database
+from tests.campaign.disk import Disk
 from tests.campaign.operators import Operators
 from tests.campaign.proxy import Mode, Proxy
 from tests.campaign.publisher import Publisher
 from tests.campaign.receiver import Receiver
 from tests.campaign.workers import Fleet
+from tests.support import NameServer, Reply
 
 if TYPE_CHECKING:
     import random
@@ -60,6 +62,7 @@ class Stage:
     fleet: Fleet
     publisher: Publisher
     operators: Operators
+    names: NameServer
     played: list[Played] = field(default_factory=list)
     publishing_ended: bool = False
 
@@ -68,6 +71,9 @@ class Stage:
 
     async def heal(self) -> None:
         self.receiver.moods.clear()
+        self.names.names = {one.host: [Reply(("127.0.0.1",))] for one in self.consumers if one.named}
+        if self.database.disk is not None:
+            self.database.disk.free()
         for proxy in (self.to_database, self.app_to_database, self.north, self.south):
             await proxy.set(Mode.PASS)
 
@@ -124,13 +130,15 @@ async def open_stage(
     held_seconds: float = 3.0,
     operators: bool = True,
     workers: int = 3,
+    mounts: bool = False,
 ) -> AsyncIterator[Stage]:
     consumers = scene.consumers()
     kinds = {one.number: one.kind for one in consumers}
-    database = Database(folder)
+    disk = Disk(folder / "disk")
+    database = Database(folder, disk if mounts and disk.mount() else None)
     async with AsyncExitStack() as stack:
-        await asyncio.to_thread(database.start)
         stack.callback(database.discard)
+        await asyncio.to_thread(database.start)
         await asyncio.to_thread(database.prepare)
         receiver = await stack.enter_async_context(
             Receiver(folder, seed, lambda number, rng: scene.answer_of(kinds[number], rng))
@@ -142,7 +150,12 @@ async def open_stage(
         ]
         ports = {"north": opened[2].port, "south": opened[3].port}
         await asyncio.to_thread(partial(database.create_endpoints, consumers, ports))
+        asking, names = await asyncio.get_running_loop().create_datagram_endpoint(
+            NameServer, local_addr=("127.0.0.1", 0)
+        )
+        stack.callback(asking.close)
         environment = {
+            "CAMPAIGN_NAME_SERVER": names.at,
             "OUTBOX_DATABASE_URL": database.dsn("worker_login", opened[0].port),
             "OUTBOX_VAULT_KEY_FILE": str(database.key_file),
         }
@@ -150,7 +163,10 @@ async def open_stage(
             fleet = Fleet(folder, environment, tasks, size=workers)
             publisher = Publisher(database, opened[1].port, folder, seed, rate, held_seconds, tasks)
             people = Operators(database, consumers, seed)
-            stage = Stage(folder, seed, database, consumers, receiver, *opened, fleet, publisher, people)
+            stage = Stage(
+                folder, seed, database, consumers, receiver, *opened, fleet, publisher, people, names
+            )
+            await stage.heal()
             fleet.start()
             publishing = tasks.create_task(publisher.publish_until_stopped())
             publishing.add_done_callback(lambda _: setattr(stage, "publishing_ended", True))

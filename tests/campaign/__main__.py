@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.campaign import invariants, report
+from tests.campaign import invariants, meter, report
 from tests.campaign.disk import own_mounts
 from tests.campaign.faults import BY_NAME, FAULTS, calm
 from tests.campaign.stage import DRAIN_SECONDS, open_stage
@@ -38,7 +38,7 @@ async def campaign(
         folder, seed, rate=rate, held_seconds=held, operators=operators, mounts=mounts
     ) as stage:
         await asyncio.sleep(BASELINE_SECONDS)
-        baseline = {place.name: report.footprint(place.pid) for place in stage.fleet.places if place.pid}
+        baseline = {place.name: meter.footprint(place.pid) for place in stage.fleet.places if place.pid}
         chosen = [BY_NAME[name] for name in faults] if faults else endless(rng)
         started = time.monotonic()
         for fault in chosen:
@@ -51,7 +51,7 @@ async def campaign(
         await stage.play(calm, rng)
         drained = await stage.drain(drain_seconds)
         say(f"{time.monotonic() - began:6.1f} s  drained: {drained}")
-        left = await report.leftovers(stage, baseline)
+        left = await meter.leftovers(stage, baseline)
         await stage.fleet.close()
         evidence = report.gather(stage, drained=drained, left=left)
         violations = invariants.check(evidence)

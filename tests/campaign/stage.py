@@ -20,6 +20,7 @@ import psycopg
 from tests.campaign import scene
 from tests.campaign.cluster import Database
 from tests.campaign.disk import Disk
+from tests.campaign.meter import Peaks
 from tests.campaign.operators import Operators
 from tests.campaign.proxy import Mode, Proxy
 from tests.campaign.publisher import Publisher
@@ -64,7 +65,9 @@ class Stage:
     operators: Operators
     names: NameServer
     played: list[Played] = field(default_factory=list)
+    peaks: Peaks = field(default_factory=Peaks)
     publishing_ended: bool = False
+    publishing_until: float = 0.0  # wall clock: from then on nothing new was begun
 
     def endpoints(self, way: str) -> list[int]:
         return [one.number for one in self.consumers if one.way == way]
@@ -102,6 +105,7 @@ class Stage:
     async def drain(self, seconds: float = DRAIN_SECONDS) -> bool:
         """Nobody publishes, everything is healed: whether all work came to its end."""
         self.operators.stopping = self.publisher.stopping = True
+        self.publishing_until = time.time()
         await self.heal()
         await self.operators.resume_all()
         deadline = time.monotonic() + seconds
@@ -172,8 +176,10 @@ async def open_stage(
             publishing.add_done_callback(lambda _: setattr(stage, "publishing_ended", True))
             if operators:
                 tasks.create_task(people.work_until_stopped())
+            watching = tasks.create_task(stage.peaks.watch(stage))
             try:
                 yield stage
             finally:
+                watching.cancel()
                 people.stopping = publisher.stopping = True
                 await fleet.close()

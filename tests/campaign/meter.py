@@ -22,7 +22,9 @@ IDLE_SECONDS = 20
 """Connections to receivers are kept for 15 s of idleness."""
 FD_SLACK, RSS_SLACK_KB, CONNECTIONS_EACH = 25, 30_000, 6
 LOOK_SECONDS = 0.5
-COUNT = "select split_part(application_name, ':', 1), count(*) from pg_stat_activity where usename = 'worker_login' group by 1"
+COUNT = (  # of a process: its pool's and the one that listens
+    "select substring(application_name from '[^ ]+$'), count(*) from pg_stat_activity where usename = 'worker_login' group by 1"
+)
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Peaks:
 
 def throughput(e: Evidence, publishing_ended: float) -> dict[str, float]:
     """Requests answered 2xx a second: before the first fault, from its beginning until the last one's
-    recovery, after that."""
+    recovery, after that.
+    """
     heard = [r["at"] for r in e.journal if 200 <= r["status"] < 300]
     faults = [one for one in e.played if one.name != "calm"] or e.played
     first, last = min(one.began for one in faults), max(one.ended + (one.recovery or 0) for one in faults)

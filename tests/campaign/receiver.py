@@ -86,7 +86,7 @@ class Receiver:
             {
                 "r": number, "at": time.time(), "endpoint": endpoint, "id": headers.get("webhook-id"),
                 "attempt": int(headers.get("webhook-attempt", "0")), "stamp": headers.get("webhook-timestamp"),
-                "signature": headers.get("webhook-signature", ""), "status": answer.status,
+                "signature": headers.get("webhook-signature", ""), "own_signature": headers.get("edesy-signature", ""), "status": answer.status,
                 "sha": hashlib.sha256(body).hexdigest(), "body": body.decode(),
             }
         )  # fmt: skip

@@ -64,7 +64,7 @@ MUTANTS = (
         "started requests given back on SIGTERM", "outbox_worker/worker.py",
         "    flights.draining = True\n",
         "    flights.draining = True\n    flights.unstarted.extend(getattr(flights, 'flying', []))\n    flights.settle_wanted.set()\n",
-        ("sigterm_while_receivers_are_late",), ("duplicates_are_explained",),
+        ("sigterm_while_receivers_are_late",), ("orderly_ends_duplicate_nothing",),
     ),
     Mutant(
         "a body rendered anew at each try", "sql/definitions/50_publish.sql",
@@ -98,6 +98,11 @@ MUTANTS = (
         ("clock_off_by_an_hour",), ("every_signature_is_valid",),
     ),
     Mutant(
+        "an own header keyed like the standard one", "outbox_worker/signing.py",
+        "hmac.digest(secret.encode(), own", "hmac.digest(decode_secret(secret), own",
+        ("calm",), ("every_signature_is_valid",),
+    ),
+    Mutant(
         "filters that match everything", "sql/queries/fan_out.sql",
         "else outbox.filter_outcome(k.payload, p.filter) end", "else 't' end",
         ("calm",), ("nothing_else",),
@@ -106,6 +111,11 @@ MUTANTS = (
         "a worker that ends with its database", "outbox_worker/database.py",
         "        except AWAY as error:\n", "        except psycopg.errors.DeadlockDetected as error:\n",
         ("backends_terminated",), ("workers_leave_only_when_asked",),
+    ),
+    Mutant(
+        "a claim that is not on disk", "outbox_worker/database.py",
+        '"synchronous_commit": "on"', '"synchronous_commit": "off"',
+        ("power_cut", "standby_promoted", "power_cut"), ("every_request_is_accounted_for", "duplicates_are_explained"),
     ),
     Mutant(
         "everybody owns every shard", "outbox_worker/presence.py",

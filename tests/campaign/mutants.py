@@ -35,7 +35,7 @@ MUTANTS = (
     Mutant(
         "no token in the settle", "sql/queries/settle.sql",
         "          and d.lease_token = i.lease_token\n", "",
-        ("zombies_among_failures", "zombies_among_failures"), ("tokens_fence",),
+        ("zombies_among_failures",) * 4, ("tokens_fence",),
     ),
     Mutant(
         "settled before it is sent", "outbox_worker/deliver.py",

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.campaign import invariants, report
+from tests.campaign import invariants, meter, report
+from tests.campaign.disk import own_mounts
 from tests.campaign.faults import BY_NAME, FAULTS, calm
 from tests.campaign.stage import DRAIN_SECONDS, open_stage
 
@@ -27,15 +28,17 @@ BASELINE_SECONDS = 6.0
 
 async def campaign(
     seed: int, minutes: float, *, faults: list[str] | None = None, folder: Path, operators: bool = True,
-    rate: float = 12.0, drain_seconds: float = DRAIN_SECONDS, say=lambda _line: None,
+    rate: float = 12.0, drain_seconds: float = DRAIN_SECONDS, mounts: bool = False, say=lambda _line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Play faults in a random order until the time is up, or exactly those that are named; drain; judge."""
     rng = random.Random(seed)
     began = time.monotonic()
     held = 10.0 if minutes >= 3 else 3.0
-    async with open_stage(folder, seed, rate=rate, held_seconds=held, operators=operators) as stage:
+    async with open_stage(
+        folder, seed, rate=rate, held_seconds=held, operators=operators, mounts=mounts
+    ) as stage:
         await asyncio.sleep(BASELINE_SECONDS)
-        baseline = {place.name: report.footprint(place.pid) for place in stage.fleet.places if place.pid}
+        baseline = {place.name: meter.footprint(place.pid) for place in stage.fleet.places if place.pid}
         chosen = [BY_NAME[name] for name in faults] if faults else endless(rng)
         started = time.monotonic()
         for fault in chosen:
@@ -48,7 +51,7 @@ async def campaign(
         await stage.play(calm, rng)
         drained = await stage.drain(drain_seconds)
         say(f"{time.monotonic() - began:6.1f} s  drained: {drained}")
-        left = await report.leftovers(stage, baseline)
+        left = await meter.leftovers(stage, baseline)
         await stage.fleet.close()
         evidence = report.gather(stage, drained=drained, left=left)
         violations = invariants.check(evidence)
@@ -80,13 +83,14 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for journal, ledger and worker logs; kept")
     parser.add_argument("--json", action="store_true", help="the report as one object")
     given = parser.parse_args()
+    mounts = own_mounts()
     folder = given.keep or Path(tempfile.mkdtemp(prefix="outbox-campaign-"))
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     say = (lambda _line: None) if given.json else (lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
     told = asyncio.run(
         campaign(given.seed, given.minutes, faults=given.fault, folder=folder, operators=not given.no_operators,
-                 rate=given.rate, drain_seconds=given.drain_seconds, say=say)
+                 rate=given.rate, drain_seconds=given.drain_seconds, mounts=mounts, say=say)
     )  # fmt: skip
     sys.stdout.write((json.dumps(told) if given.json else report.text(told)) + "\n")
     if given.keep is None:

@@ -18,10 +18,13 @@ from psycopg import sql
 from outbox_worker import vault
 from outbox_worker.migrate import migrate
 from outbox_worker.server import LocalServer
+from outbox_worker.server.programs import server_account
 from tests.campaign.scene import LEASE_SECONDS, RETRY_SECONDS, Consumer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.campaign.disk import Disk
 
 OPTIONS = {
     "fsync": "on",
@@ -60,9 +63,14 @@ create trigger note after insert or update or delete on outbox.open_deliveries f
 
 @dataclass
 class Database:
-    """The cluster and who may log in. `dsn` is direct; workers and publishers are given a proxy's port."""
+    """The cluster and who may log in. `dsn` is direct; workers and publishers are given a proxy's port.
+
+    Where there is a `disk`, everything in schema outbox lies on it: WAL and the audit do not.
+    """
 
     folder: Path
+    disk: Disk | None = None
+    copies: int = 0  # standbys made so far
     password: str = field(default_factory=lambda: secrets.token_urlsafe(12))
 
     def start(self) -> None:
@@ -71,7 +79,7 @@ class Database:
 
     def prepare(self) -> None:
         """The schema, the logins, the vault and the audit."""
-        migrate(self.server.dsn())
+        migrate(self.server.dsn() + (self._tables_on_disk(self.disk) if self.disk else ""))
         private, public = vault.generate_key()
         self.key_file = self.folder / "vault.key"
         self.key_file.write_text(private)
@@ -85,6 +93,17 @@ class Database:
             connection.execute("select outbox.install_vault_key(%s)", (public,))
             connection.execute(AUDIT.encode())
 
+    def _tables_on_disk(self, disk: Disk) -> str:
+        """Make the tablespace; give what a connection needs to create everything in it."""
+        self.tables_folder = disk.folder / "tables"
+        self.tables_folder.mkdir(mode=0o700)
+        server_account().give(self.tables_folder)
+        with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
+            words = sql.SQL("create tablespace small location {}")
+            connection.execute(words.format(sql.Literal(str(self.tables_folder))))
+            connection.execute("grant create on tablespace small to public")  # partitions are the owner's
+        return "?options=-c%20default_tablespace%3Dsmall"
+
     def create_endpoints(self, consumers: list[Consumer], ports: dict[str, int]) -> None:
         schedule = "{" + ",".join(f"{seconds}s" for seconds in RETRY_SECONDS) + "}"
         with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
@@ -97,7 +116,7 @@ class Database:
                 row = connection.execute(
                     "select endpoint_id::text, secret from outbox.create_endpoint(%s, %s, %s, filter => %s::text::jsonpath, "
                     "max_in_flight => %s, retry_schedule => %s::interval[])",
-                    (one.workspace, f"http://127.0.0.1:{ports[one.way]}/e/{one.number}", list(one.types), one.filter,
+                    (one.workspace, f"http://{one.host}:{ports[one.way]}/e/{one.number}", list(one.types), one.filter,
                      one.max_in_flight, schedule),
                 ).fetchone()  # fmt: skip
                 one.endpoint_id, one.secrets = row[0], (row[1],)
@@ -119,3 +138,5 @@ class Database:
 
     def discard(self) -> None:
         self.server.discard()
+        if self.disk is not None:
+            self.disk.unmount()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from tests.campaign.disk import SKIPPED
 from tests.campaign.proxy import Mode
 from tests.campaign.scene import DATABASE_SECONDS
 
@@ -126,6 +127,20 @@ async def table_locked(stage: Stage, rng: random.Random) -> None:
         except psycopg.errors.LockNotAvailable:
             return
         await asyncio.sleep(rng.choice((2.0, DATABASE_SECONDS + 1.5)))
+
+
+async def disk_full(stage: Stage, rng: random.Random) -> str:
+    """No table of the schema can grow; what is there can be read."""
+    disk = stage.database.disk
+    if disk is None:
+        return SKIPPED
+    disk.fill()
+    refused = 0
+    for _ in range(12):
+        await asyncio.sleep(0.5)
+        log = (stage.database.server.folder / "server.log").read_text(errors="replace")
+        refused = log.count("No space left on device")
+    return f"{refused} statements found no space"
 
 
 async def old_snapshot_held(stage: Stage, rng: random.Random) -> None:

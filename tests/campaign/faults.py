@@ -20,14 +20,18 @@ from tests.campaign.database_faults import (
     database_restarted,
     database_slow_and_workers_leave,
     database_way,
+    disk_full,
     no_connection_left,
     old_snapshot_held,
     restart,
     table_locked,
 )
+from tests.campaign.lies import LIES_OF_A_FAULT
 from tests.campaign.proxy import Mode
 from tests.campaign.receiver import Answer
 from tests.campaign.scene import DATABASE_SECONDS, LEASE_SECONDS, POLL_SECONDS
+from tests.campaign.standby import standby_promoted
+from tests.support import NXDOMAIN, SERVFAIL, Reply
 
 if TYPE_CHECKING:
     import random
@@ -157,6 +161,31 @@ def receivers(name: str, answer: Answer, seconds: float = 5.0):
     return fault
 
 
+async def receivers_lying(stage: Stage, rng: random.Random) -> None:
+    """Wrong lengths, no HTTP at all, broken-off heads, interim answers without an end."""
+    for number in stage.endpoints("south"):
+        stage.receiver.moods[number] = lambda of: of.choice(LIES_OF_A_FAULT)
+    await asyncio.sleep(6)
+
+
+async def names_dead(stage: Stage, rng: random.Random, *, reply: Reply, seconds: float = 5.0) -> str:
+    """The names of the south are not answered for; their connections are reset, so that they are asked for."""
+    asked = len(stage.names.asked)
+    for one in stage.consumers:
+        if one.named and one.way == "south":
+            stage.names.names[one.host] = [reply]
+    await stage.south.set(Mode.RESET)
+    await stage.south.set(Mode.PASS)
+    await asyncio.sleep(seconds)
+    return f"{len(stage.names.asked) - asked} questions"
+
+
+def names(name: str, reply: Reply):
+    fault = partial(names_dead, reply=reply)
+    fault.__name__ = name
+    return fault
+
+
 async def south_way(stage: Stage, rng: random.Random, *, mode: Mode, seconds: float) -> None:
     await stage.south.set(mode)
     await asyncio.sleep(seconds)
@@ -175,7 +204,8 @@ async def calm(stage: Stage, rng: random.Random) -> None:
 FAULTS = (
     sigkill_one, sigkill_all, power_cut, sigstop, sigstop_past_presence, zombies_among_failures, sigterm_while_receivers_are_late, sigterm_under_load, killed_while_draining, sigterm_all_in_turn,
     clock_off_by_an_hour, database_killed, database_restarted, backends_terminated, database_slow_and_workers_leave,
-    database_read_only, no_connection_left, table_locked, old_snapshot_held,
+    database_read_only, no_connection_left, table_locked, old_snapshot_held, standby_promoted,
+    disk_full,
     database_way("database slow", Mode.SLOW, 5),
     database_way("database black-holed", Mode.HOLD, 6),
     database_way("database half-open", Mode.VOID, 5, HALF_OPEN_BOUND),
@@ -185,6 +215,11 @@ FAULTS = (
     receivers("receivers silent", Answer(0)),
     receivers("receivers dripping", Answer(200, drip=True)),
     receivers("receivers late", Answer(200, seconds=1.4)),
+    receivers_lying,
+    names("names silent", Reply(silent=True)),
+    names("names failing", Reply(code=SERVFAIL)),
+    names("names unknown", Reply(code=NXDOMAIN)),
+    receiver_way("receivers slow", Mode.SLOW),
     receiver_way("receivers black-holed", Mode.HOLD),
     receiver_way("receivers half-open", Mode.VOID),
     receiver_way("receivers one-way", Mode.MUTE),

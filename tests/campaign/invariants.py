@@ -12,65 +12,17 @@ import hashlib
 import hmac
 import itertools
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tests.campaign.evidence import CLOCK_SECONDS, QUIET, Evidence, Pair, lost_lease_of, matching, succeeded
 from tests.campaign.scene import LEASE_SECONDS, REQUEST_SECONDS, RETRY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
-    from tests.campaign.operators import Operators
-    from tests.campaign.scene import Consumer
-    from tests.campaign.stage import Played
-
-CLOCK_SECONDS = 0.05  # how far two clocks of one machine, milliseconds rounded away, may seem to disagree
 STAMP_SECONDS = LEASE_SECONDS
 """A request may arrive this long after the moment it was signed for (a process stopped in between: SIGSTOP)."""
-Pair = tuple[str, str]
-
-
-@dataclass
-class Evidence:
-    ledger: list[dict[str, Any]]
-    journal: list[dict[str, Any]]
-    consumers: list[Consumer]
-    deliveries: list[dict[str, Any]]
-    attempts: list[dict[str, Any]]
-    lost: list[dict[str, Any]]
-    late: list[dict[str, Any]]
-    leases: list[dict[str, Any]]
-    people: Operators
-    played: list[Played]
-    drained: bool
-    unasked: list[str]
-    leftovers: list[str]
-
-    def __post_init__(self) -> None:
-        self.by_number = {one.number: one for one in self.consumers}
-        self.committed = {e["id"]: e for e in self.ledger if e["state"] == "committed"}
-        self.attempts_of: dict[Pair, list[dict[str, Any]]] = group(self.attempts)
-        self.lost_of: dict[Pair, list[dict[str, Any]]] = group(self.lost)
-        self.late_of: dict[Pair, list[dict[str, Any]]] = group(self.late)
-        self.requests_of: dict[Pair, list[dict[str, Any]]] = defaultdict(list)
-        for request in self.journal:
-            request["pair"] = (request["id"], self.by_number[request["endpoint"]].endpoint_id)
-            self.requests_of[request["pair"]].append(request)
-
-
-QUIET = {
-    "calm", "sigterm_under_load", "sigterm_all_in_turn", "sigterm_while_receivers_are_late", "old_snapshot_held",
-    "clock_off_by_an_hour", "receivers down (503)", "receivers silent", "receivers dripping", "receivers late",
-    "receivers black-holed", "receivers half-open", "receivers one-way", "receivers reset",
-}  # fmt: skip
-"""Faults that cost no lease: no worker dies or is stopped, the database stays within reach."""
-
-
-def group(rows: list[dict[str, Any]]) -> dict[Pair, list[dict[str, Any]]]:
-    found: dict[Pair, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        found[row["event_id"], row["endpoint_id"]].append(row)
-    return found
 
 
 def nothing_lost(e: Evidence) -> Iterator[str]:
@@ -118,10 +70,6 @@ def dead_letters_are_exhausted(e: Evidence) -> Iterator[str]:
                 yield f"{delivery['event_id']} is exhausted after {delivery['failed_count']} failures"
 
 
-def succeeded(row: dict[str, Any]) -> bool:
-    return 200 <= (row["status"] or 0) < 300
-
-
 def every_request_is_accounted_for(e: Evidence) -> Iterator[str]:
     """A request that the receiver saw is an attempt, a recorded lost lease or a recorded late result."""
     for request in e.journal:
@@ -129,23 +77,6 @@ def every_request_is_accounted_for(e: Evidence) -> Iterator[str]:
             matching(e.attempts_of, request) or matching(e.late_of, request) or lost_lease_of(e, request)
         ):
             yield f"request {request['r']} (attempt {request['attempt']} of {request['id']}) is recorded nowhere"
-
-
-def matching(rows: dict[Pair, list[dict[str, Any]]], request: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        row for row in rows.get(request["pair"], ())
-        if row["attempt_no"] == request["attempt"] and abs(row["started_at"] - int(request["stamp"]) - 0.5) <= 0.5 + CLOCK_SECONDS
-    ]  # fmt: skip
-
-
-def lost_lease_of(e: Evidence, request: dict[str, Any]) -> bool:
-    return any(
-        row["attempt_no"] == request["attempt"]
-        and row["expired_at"] - LEASE_SECONDS - 1 - CLOCK_SECONDS
-        <= int(request["stamp"])
-        <= row["expired_at"]
-        for row in e.lost_of.get(request["pair"], ())
-    )
 
 
 def every_status_was_journalled(e: Evidence) -> Iterator[str]:
@@ -163,16 +94,28 @@ def every_status_was_journalled(e: Evidence) -> Iterator[str]:
 
 def duplicates_are_explained(e: Evidence) -> Iterator[str]:
     """Successes of one delivery: one, one more per replay, one more per recorded lost lease; nothing else."""
+    for pair, heard in successes_heard(e):
+        allowed = 1 + e.people.replays.get(pair, 0) + len(e.lost_of.get(pair, ()))
+        if heard > allowed:
+            yield f"{pair[0]} was delivered {heard} times to {pair[1]}; {allowed} are explained"
+
+
+def orderly_ends_duplicate_nothing(e: Evidence) -> Iterator[str]:
+    """A campaign of nothing but SIGTERM: no lease is lost, no delivery succeeds twice unless a person replayed it."""
+    if any(not one.name.startswith(("calm", "sigterm")) for one in e.played):
+        return
+    yield from (f"a lease of {row['event_id']} was lost" for row in e.lost)
+    for pair, heard in successes_heard(e):
+        if heard > 1 + e.people.replays.get(pair, 0):
+            yield f"{pair[0]} was delivered {heard} times to {pair[1]}, and nobody died"
+
+
+def successes_heard(e: Evidence) -> Iterator[tuple[Pair, int]]:
+    """How many 2xx of a delivery were not recorded as something else (a deadline that passed before the answer)."""
     for pair, rows in e.requests_of.items():
         answered = [r for r in rows if 200 <= r["status"] < 300]
-        heard = [
-            r
-            for r in answered
-            if any(succeeded(a) for a in matching(e.attempts_of, r)) or not matching(e.attempts_of, r)
-        ]
-        allowed = 1 + e.people.replays.get(pair, 0) + len(e.lost_of.get(pair, ()))
-        if len(heard) > allowed:
-            yield f"{pair[0]} was delivered {len(heard)} times to {pair[1]}; {allowed} are explained"
+        attempts = [matching(e.attempts_of, r) for r in answered]
+        yield pair, sum(any(succeeded(a) for a in found) or not found for found in attempts)
 
 
 def nobody_retries_early(e: Evidence) -> Iterator[str]:
@@ -205,6 +148,14 @@ def every_try_is_the_same(e: Evidence) -> Iterator[str]:
 def every_signature_is_valid(e: Evidence) -> Iterator[str]:
     """Signed with a secret of the endpoint, for the database's time of the attempt."""
     for request in e.journal:
+        stamp, *own = request["own_signature"].split(",")
+        signed = f"{request['stamp']}.{request['body']}".encode()
+        marks = {
+            f"v1={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
+            for secret in e.by_number[request["endpoint"]].secrets
+        }
+        if stamp != f"t={request['stamp']}" or not marks & set(own):
+            yield f"request {request['r']}: its own header holds no valid signature"
         signed = f"{request['id']}.{request['stamp']}.{request['body']}".encode()
         marks = {
             "v1,"
@@ -289,7 +240,7 @@ def lost_leases_have_a_cause(e: Evidence) -> Iterator[str]:
 
 ALL = (
     nothing_lost, nothing_else, dead_letters_are_exhausted, every_request_is_accounted_for, every_status_was_journalled,
-    duplicates_are_explained, nobody_retries_early, every_try_is_the_same, every_signature_is_valid, tokens_fence, limits_hold,
+    duplicates_are_explained, orderly_ends_duplicate_nothing, nobody_retries_early, every_try_is_the_same, every_signature_is_valid, tokens_fence, limits_hold,
     workers_recover, workers_leave_only_when_asked, nothing_is_left_behind, lost_leases_have_a_cause,
 )  # fmt: skip
 

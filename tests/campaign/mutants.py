@@ -35,7 +35,7 @@ MUTANTS = (
     Mutant(
         "no token in the settle", "sql/queries/settle.sql",
         "          and d.lease_token = i.lease_token\n", "",
-        ("zombies_among_failures", "zombies_among_failures"), ("tokens_fence",),
+        ("zombies_among_failures",) * 4, ("tokens_fence",),
     ),
     Mutant(
         "settled before it is sent", "outbox_worker/deliver.py",
@@ -45,8 +45,8 @@ MUTANTS = (
     ),
     Mutant(
         "a claim that is not committed", "outbox_worker/store.py",
-        "self.pool.connection() as connection:\n            cursor = await connection.execute(text, parameters, binary=True)",
-        "self.pool.connection() as connection, connection.transaction(force_rollback=name == 'claim'):\n"
+        "borrow(self.pool, self.deadline) as connection:\n            cursor = await connection.execute(text, parameters, binary=True)",
+        "borrow(self.pool, self.deadline) as connection, connection.transaction(force_rollback=name == 'claim'):\n"
         "            cursor = await connection.execute(text, parameters, binary=True)",
         ("calm",), ("duplicates_are_explained", "nothing_lost"),
     ),
@@ -64,7 +64,7 @@ MUTANTS = (
         "started requests given back on SIGTERM", "outbox_worker/worker.py",
         "    flights.draining = True\n",
         "    flights.draining = True\n    flights.unstarted.extend(getattr(flights, 'flying', []))\n    flights.settle_wanted.set()\n",
-        ("sigterm_while_receivers_are_late",), ("duplicates_are_explained",),
+        ("sigterm_while_receivers_are_late",), ("orderly_ends_duplicate_nothing",),
     ),
     Mutant(
         "a body rendered anew at each try", "sql/definitions/50_publish.sql",
@@ -98,6 +98,11 @@ MUTANTS = (
         ("clock_off_by_an_hour",), ("every_signature_is_valid",),
     ),
     Mutant(
+        "an own header keyed like the standard one", "outbox_worker/signing.py",
+        "hmac.digest(secret.encode(), own", "hmac.digest(decode_secret(secret), own",
+        ("calm",), ("every_signature_is_valid",),
+    ),
+    Mutant(
         "filters that match everything", "sql/queries/fan_out.sql",
         "else outbox.filter_outcome(k.payload, p.filter) end", "else 't' end",
         ("calm",), ("nothing_else",),
@@ -106,6 +111,11 @@ MUTANTS = (
         "a worker that ends with its database", "outbox_worker/database.py",
         "        except AWAY as error:\n", "        except psycopg.errors.DeadlockDetected as error:\n",
         ("backends_terminated",), ("workers_leave_only_when_asked",),
+    ),
+    Mutant(
+        "a claim that is not on disk", "outbox_worker/database.py",
+        '"synchronous_commit": "on"', '"synchronous_commit": "off"',
+        ("power_cut", "standby_promoted", "power_cut"), ("every_request_is_accounted_for", "duplicates_are_explained"),
     ),
     Mutant(
         "everybody owns every shard", "outbox_worker/presence.py",
@@ -120,7 +130,7 @@ FLYING = ("outbox_worker/flights.py", "        received = time.monotonic()\n",
 
 def grow(mutant: Mutant | None, folder: Path) -> None:
     """A copy of this tree with the mutation in it; a text that is not there is an error, not a survivor."""
-    for name in ("outbox_worker", "sql", "tests/campaign"):
+    for name in ("outbox_worker", "sql", "tests/campaign", "tests/support"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant is None:
         return

@@ -150,6 +150,8 @@ class Publisher:
                 if not left:
                     text = "select (payload ->> 'n')::int from outbox.events where (payload ->> 'n')::int = any (%s)"
                     found = {n for (n,) in await self.database.rows(text, [event["n"] for event in events])}
+                    # What was read is on the standby too, if commits wait for one: this one comes after it.
+                    await self.database.rows("select pg_logical_emit_message(true, 'campaign', 'read')")
                     break
             except FAULTS:
                 pass

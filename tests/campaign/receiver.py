@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent, how late, and whether it is dripped; status 0 is silence until the sender hangs up."""
+    """What is sent, how late, and whether it is dripped; status 0 is no status: silence until the sender hangs up.
+
+    `raw` is sent as it stands instead; then `again`, again and again until the sender hangs up.
+    """
 
     status: int
     seconds: float = 0.0
@@ -34,18 +37,8 @@ class Answer:
     body: bytes = b"ok"
     says_length: int | None = None
     drip: bool = False
-
-
-LIES = (
-    Answer(200, body=b"nul \0 in the middle \xff\xfe"),
-    Answer(999),
-    Answer(200, says_length=5_000),  # breaks off: the status counts
-    Answer(503, headers=("Retry-After: 1",)),
-    Answer(429, headers=("Retry-After: -99999999999999999999",)),
-    Answer(302, headers=("Location: http://169.254.169.254/latest",)),
-    Answer(500, body=b"x" * 200_000),
-    Answer(200, body=b"x" * 200_000),
-)
+    raw: bytes = b""
+    again: bytes = b""
 
 
 @dataclass
@@ -93,7 +86,7 @@ class Receiver:
             {
                 "r": number, "at": time.time(), "endpoint": endpoint, "id": headers.get("webhook-id"),
                 "attempt": int(headers.get("webhook-attempt", "0")), "stamp": headers.get("webhook-timestamp"),
-                "signature": headers.get("webhook-signature", ""), "status": answer.status,
+                "signature": headers.get("webhook-signature", ""), "own_signature": headers.get("edesy-signature", ""), "status": answer.status,
                 "sha": hashlib.sha256(body).hexdigest(), "body": body.decode(),
             }
         )  # fmt: skip
@@ -110,6 +103,8 @@ class Receiver:
     async def _answer(
         self, answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
+        if answer.raw or answer.again:
+            return await self._lie(answer, writer)
         if answer.status == 0 or answer.seconds:
             with suppress(TimeoutError):
                 async with asyncio.timeout(answer.seconds or 30):
@@ -128,7 +123,16 @@ class Receiver:
             return False
         writer.write(message)
         await writer.drain()
-        return answer.says_length is None
+        return answer.says_length is None or answer.says_length < len(answer.body)
+
+    async def _lie(self, answer: Answer, writer: asyncio.StreamWriter) -> bool:
+        writer.write(answer.raw)
+        await writer.drain()
+        while answer.again and not writer.is_closing():
+            await asyncio.sleep(0.01)
+            writer.write(answer.again)
+            await writer.drain()
+        return False
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

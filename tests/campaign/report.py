@@ -1,25 +1,24 @@
 """Evidence and report: what is read when everything has ended, and how a campaign is told.
 
-Reads: the database, the journal, /proc of the workers. Writes: standard output.
+Reads: the database, the journal, the meter. Writes: standard output.
 Guarantee: the numbers come from the same evidence that the invariants judge.
 If it is wrong: the README's table is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import shutil
 import statistics
 import subprocess
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from outbox_worker import __version__
-from tests.campaign.invariants import Evidence, Pair
+from tests.campaign.evidence import Evidence, duplicates
+from tests.campaign.meter import throughput
 from tests.campaign.receiver import read_journal
 
 if TYPE_CHECKING:
@@ -35,49 +34,8 @@ QUESTIONS = {
 }
 NUMBERS = (
     "events", "rolled_back", "unknown_commits", "deliveries", "requests", "attempts", "lost_leases", "late_results", "dead",
-    "kills", "worker_starts", "operators", "duplicates", "lost", "phantom", "unaccounted",
+    "kills", "worker_starts", "operators", "duplicates", "lost", "phantom", "unaccounted", "throughput", "peaks",
 )  # fmt: skip
-IDLE_SECONDS = 20
-"""Connections to receivers are kept for 15 s of idleness."""
-FD_SLACK, RSS_SLACK_KB, CONNECTIONS_EACH = 25, 30_000, 6
-
-
-def footprint(pid: int) -> tuple[int, int]:
-    """Open descriptors and resident memory (kB)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    return len(list(Path(f"/proc/{pid}/fd").iterdir())), rss
-
-
-async def leftovers(stage: Stage, baseline: dict[str, tuple[int, int]]) -> list[str]:
-    """What a worker holds at the end beyond what the first ones held when they had just begun."""
-    for _ in range(IDLE_SECONDS):
-        if not (found := await held_beyond(stage, baseline)):
-            break
-        await asyncio.sleep(1)
-    return found
-
-
-async def held_beyond(stage: Stage, baseline: dict[str, tuple[int, int]]) -> list[str]:
-    found = []
-    fds, rss = (max(values) for values in zip(*baseline.values(), strict=True))
-    for place in stage.fleet.places:
-        if place.pid:
-            now = footprint(place.pid)
-            if now[0] > fds + FD_SLACK:
-                found.append(f"{place.name} has {now[0]} descriptors, {fds} at the beginning")
-            if now[1] > rss + RSS_SLACK_KB:
-                found.append(f"{place.name} has {now[1]} kB, {rss} at the beginning")
-    rows = await stage.database.rows(
-        "select split_part(application_name, ':', 1), count(*), count(*) filter (where state = 'idle in transaction' "
-        "and state_change < now() - interval '1 s') from pg_stat_activity where usename = 'worker_login' group by 1"
-    )
-    for name, count, idle in rows:
-        if count > CONNECTIONS_EACH:
-            found.append(f"{name} has {count} connections")
-        if idle:
-            found.append(f"{name} idles in {idle} transactions")
-    return found
 
 
 def gather(stage: Stage, *, drained: bool, left: list[str]) -> Evidence:
@@ -133,6 +91,8 @@ def report(stage: Stage, e: Evidence, violations: dict[str, list[str]], seconds:
         "unaccounted": len(violations["every_request_is_accounted_for"]),
         "duplicates": {"total": extra.total(), "most": max(extra.values(), default=0),
                        "per_kill": round(extra.total() / stage.fleet.kills, 2) if stage.fleet.kills else 0},
+        "throughput": throughput(e, stage.publishing_until),
+        "peaks": vars(stage.peaks),
         "kills": stage.fleet.kills,
         "worker_starts": stage.fleet.starts,
         "operators": stage.operators.acts,
@@ -169,13 +129,3 @@ def text(told: dict[str, Any]) -> str:
         lines += [f"    {one}" for one in found[:8]]
     lines.append(f"{told['invariants_held']} invariants held, {len(told['violations'])} violated")
     return "\n".join(lines)
-
-
-def duplicates(e: Evidence) -> Counter[Pair]:
-    """Successes beyond the first and beyond replays, per delivery."""
-    extra: Counter[Pair] = Counter()
-    for pair, rows in e.requests_of.items():
-        count = sum(200 <= r["status"] < 300 for r in rows) - 1 - e.people.replays.get(pair, 0)
-        if count > 0:
-            extra[pair] = count
-    return extra

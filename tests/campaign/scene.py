@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.campaign.receiver import LIES, Answer
+from tests.campaign.lies import LIES
+from tests.campaign.receiver import Answer
 
 if TYPE_CHECKING:
     import random
@@ -49,8 +50,13 @@ class Consumer:
     kind: str = "healthy"
     filter: str | None = None
     max_in_flight: int | None = None
+    named: bool = False  # its URL has a name, which the campaign's name server answers for
     endpoint_id: str = ""
     secrets: tuple[str, ...] = ()
+
+    @property
+    def host(self) -> str:
+        return f"c{self.number}.example.com" if self.named else "127.0.0.1"
 
     def matches(self, workspace: str, event_type: str, payload: dict[str, Any]) -> bool:
         if workspace != self.workspace or (self.filter is not None and not payload["even"]):
@@ -64,14 +70,14 @@ def consumers() -> list[Consumer]:
     rows: list[tuple[Any, ...]] = [
         ("ws_0", "north", ("message.received",)),
         ("ws_0", "north", ("message.*",), "healthy", "$.even == true"),
-        ("ws_1", "north", ("*",)),
+        ("ws_1", "north", ("*",), "healthy", None, None, True),
         ("ws_1", "north", ("order.*", "message.*"), "capped", None, 2),
         ("ws_2", "north", ("*",), "flaky"),
-        ("ws_2", "south", ("message.received", "contact.*")),
+        ("ws_2", "south", ("message.received", "contact.*"), "healthy", None, None, True),
         ("ws_0", "south", ("*",), "liar"),
         ("ws_1", "south", ("contact.created",), "refuses"),
         ("ws_2", "north", ("order.*", "message.*"), "capped", None, 2),
-        ("ws_1", "south", ("*",)),
+        ("ws_1", "south", ("*",), "healthy", None, None, True),
     ]
     return [Consumer(number, *row) for number, row in enumerate(rows)]
 

@@ -19,11 +19,14 @@ import psycopg
 
 from tests.campaign import scene
 from tests.campaign.cluster import Database
+from tests.campaign.disk import Disk
+from tests.campaign.meter import Peaks
 from tests.campaign.operators import Operators
 from tests.campaign.proxy import Mode, Proxy
 from tests.campaign.publisher import Publisher
 from tests.campaign.receiver import Receiver
 from tests.campaign.workers import Fleet
+from tests.support import NameServer, Reply
 
 if TYPE_CHECKING:
     import random
@@ -60,14 +63,20 @@ class Stage:
     fleet: Fleet
     publisher: Publisher
     operators: Operators
+    names: NameServer
     played: list[Played] = field(default_factory=list)
+    peaks: Peaks = field(default_factory=Peaks)
     publishing_ended: bool = False
+    publishing_until: float = 0.0  # wall clock: from then on nothing new was begun
 
     def endpoints(self, way: str) -> list[int]:
         return [one.number for one in self.consumers if one.way == way]
 
     async def heal(self) -> None:
         self.receiver.moods.clear()
+        self.names.names = {one.host: [Reply(("127.0.0.1",))] for one in self.consumers if one.named}
+        if self.database.disk is not None:
+            self.database.disk.free()
         for proxy in (self.to_database, self.app_to_database, self.north, self.south):
             await proxy.set(Mode.PASS)
 
@@ -96,6 +105,7 @@ class Stage:
     async def drain(self, seconds: float = DRAIN_SECONDS) -> bool:
         """Nobody publishes, everything is healed: whether all work came to its end."""
         self.operators.stopping = self.publisher.stopping = True
+        self.publishing_until = time.time()
         await self.heal()
         await self.operators.resume_all()
         deadline = time.monotonic() + seconds
@@ -124,13 +134,15 @@ async def open_stage(
     held_seconds: float = 3.0,
     operators: bool = True,
     workers: int = 3,
+    mounts: bool = False,
 ) -> AsyncIterator[Stage]:
     consumers = scene.consumers()
     kinds = {one.number: one.kind for one in consumers}
-    database = Database(folder)
+    disk = Disk(folder / "disk")
+    database = Database(folder, disk if mounts and disk.mount() else None)
     async with AsyncExitStack() as stack:
-        await asyncio.to_thread(database.start)
         stack.callback(database.discard)
+        await asyncio.to_thread(database.start)
         await asyncio.to_thread(database.prepare)
         receiver = await stack.enter_async_context(
             Receiver(folder, seed, lambda number, rng: scene.answer_of(kinds[number], rng))
@@ -142,7 +154,12 @@ async def open_stage(
         ]
         ports = {"north": opened[2].port, "south": opened[3].port}
         await asyncio.to_thread(partial(database.create_endpoints, consumers, ports))
+        asking, names = await asyncio.get_running_loop().create_datagram_endpoint(
+            NameServer, local_addr=("127.0.0.1", 0)
+        )
+        stack.callback(asking.close)
         environment = {
+            "CAMPAIGN_NAME_SERVER": names.at,
             "OUTBOX_DATABASE_URL": database.dsn("worker_login", opened[0].port),
             "OUTBOX_VAULT_KEY_FILE": str(database.key_file),
         }
@@ -150,14 +167,19 @@ async def open_stage(
             fleet = Fleet(folder, environment, tasks, size=workers)
             publisher = Publisher(database, opened[1].port, folder, seed, rate, held_seconds, tasks)
             people = Operators(database, consumers, seed)
-            stage = Stage(folder, seed, database, consumers, receiver, *opened, fleet, publisher, people)
+            stage = Stage(
+                folder, seed, database, consumers, receiver, *opened, fleet, publisher, people, names
+            )
+            await stage.heal()
             fleet.start()
             publishing = tasks.create_task(publisher.publish_until_stopped())
             publishing.add_done_callback(lambda _: setattr(stage, "publishing_ended", True))
             if operators:
                 tasks.create_task(people.work_until_stopped())
+            watching = tasks.create_task(stage.peaks.watch(stage))
             try:
                 yield stage
             finally:
+                watching.cancel()
                 people.stopping = publisher.stopping = True
                 await fleet.close()

@@ -1,6 +1,7 @@
 """One worker of the campaign: outbox_worker.worker.run, with a place to die at and a wrong clock if asked for.
 
-Reads: OUTBOX_* and CAMPAIGN_DIE_AT ("in settle", "sent", … and the number of the time), CAMPAIGN_CLOCK_SECONDS.
+Reads: OUTBOX_* and CAMPAIGN_DIE_AT ("in settle", "sent", … and the number of the time), CAMPAIGN_CLOCK_SECONDS,
+CAMPAIGN_NAME_SERVER.
 Writes: log lines on standard output.
 Guarantee: at its place it dies by SIGKILL, without a word; it never outlives its parent.
 If it is wrong: a window of the pipeline is never hit.
@@ -15,8 +16,9 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
-from outbox_worker import connection, resolver, settings, telemetry, worker
+from outbox_worker import connection, resolver, settings, telemetry, transport, worker
 from outbox_worker.errors import DatabaseUnavailable
 from outbox_worker.limits import Lanes
 from outbox_worker.store import Store
@@ -94,6 +96,11 @@ def tell(*_: object) -> None:
 LOOP: list[asyncio.AbstractEventLoop] = []
 
 
+def ask(name_server: str) -> None:
+    """Ask this name server, not the machine's."""
+    worker.open_transport = partial(transport.open_transport, nameservers=[name_server])
+
+
 async def work(fate: Fate) -> None:
     LOOP.append(asyncio.get_running_loop())
     LOOP[0].add_signal_handler(signal.SIGUSR1, tell)
@@ -109,6 +116,8 @@ def main() -> int:
     fate = Fate(os.environ.get("CAMPAIGN_DIE_AT", ""))
     place_on_every_statement(fate)
     place_on_every_request(fate)
+    if name_server := os.environ.get("CAMPAIGN_NAME_SERVER"):
+        ask(name_server)
     telemetry.configure(os.environ["OUTBOX_LOG_LEVEL"])
     try:
         asyncio.run(work(fate))

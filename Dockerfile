@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # Build:  docker build -t outbox-worker .
 # Run:    docker run --read-only --cap-drop=ALL --env-file worker.env outbox-worker
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore

@@ -1,7 +1,7 @@
 """Migrate: bring the schema `outbox` to what this release needs.
 
-Reads: sql/bootstrap.sql, sql/migrations, sql/definitions, sql/catalogue. Writes: the schema, schema_migrations,
-schema_definitions, event_types, partitions.
+Reads: bootstrap.sql, bookkeeping.sql, migrations, definitions and catalogue of sql/. Writes: the schema,
+schema_migrations, schema_definitions, event_types, partitions.
 Guarantee: safe to run twice and by two at once (advisory lock); an applied migration that has changed is refused
 (MigrationDrift); each migration is one transaction that records itself first; the definitions are one transaction.
 If it dies: the migration under way rolls back; run it again.
@@ -31,21 +31,12 @@ MINIMUM_SERVER = 150000
 LOCK_TRIES = 5
 LOCK_KEY = (0x6F757462, 1)  # "outb"; key 1 is migrate, key 2 the doorbell, key 3 upkeep
 
-BOOKKEEPING = """
-    create table if not exists outbox.schema_migrations (
-        version integer primary key, name text not null, sha256 text not null, applied_at timestamptz not null default now());
-    create table if not exists outbox.schema_definitions (
-        name text primary key, sha256 text not null, applied_at timestamptz not null default now());
-    comment on table outbox.schema_migrations is 'Migrations applied, with their checksums; outbox-worker migrate writes it.';
-    comment on column outbox.schema_migrations.version is 'Number of the migration.';
-    comment on column outbox.schema_migrations.name is 'Its file.';
-    comment on column outbox.schema_migrations.sha256 is 'Checksum of the file as applied.';
-    comment on column outbox.schema_migrations.applied_at is 'When.';
-    comment on table outbox.schema_definitions is 'Definitions applied, with their checksums; outbox-worker migrate writes it.';
-    comment on column outbox.schema_definitions.name is 'The file.';
-    comment on column outbox.schema_definitions.sha256 is 'Checksum of the file as applied.';
-    comment on column outbox.schema_definitions.applied_at is 'When.';
-"""
+NO_TRANSACTION = "-- outbox: no-transaction"
+RECORD_MIGRATION = "insert into outbox.schema_migrations (version, name, sha256) values (%s, %s, %s)"
+RECORD_DEFINITION = (
+    "insert into outbox.schema_definitions (name, sha256) values (%s, %s) on conflict (name) do update "
+    "set sha256 = excluded.sha256, applied_at = now() where schema_definitions.sha256 <> excluded.sha256"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +69,7 @@ def migrate(
             bootstrap = sqlfiles.read("bootstrap.sql").decode()
             patiently(lambda: run(connection, "bootstrap.sql", bootstrap), lock_timeout)
             connection.execute("set role outbox_owner")
-            connection.execute(BOOKKEEPING)
+            connection.execute(sqlfiles.read("bookkeeping.sql"))
             applied = []
             for step in pending_migrations(connection):
                 patiently(partial(apply_migration, connection, step), lock_timeout)
@@ -95,28 +86,43 @@ def migrate(
 
 
 def plan(conninfo: str) -> Iterator[str]:
-    """The SQL that migrate would run, file by file, for `migrate --dry-run`."""
+    """The SQL that migrate would run, for `migrate --dry-run`: psql may run it instead, and migrate finds nothing left."""
     with connected(conninfo) as connection:
         check_server(connection)
+        known = has_bookkeeping(connection)
+        migrations = pending_migrations(connection) if known else all_migrations()
+        changed = pending_definitions(connection) if known else all_definitions(connection)
         yield f"-- bootstrap.sql\n{sqlfiles.read('bootstrap.sql').decode()}"
         yield "set role outbox_owner;"
-        known = connection.execute("select to_regclass('outbox.schema_migrations') is not null").fetchone()
-        steps = pending_migrations(connection) if known and known[0] else all_migrations()
-        if not (known and known[0]):
-            yield BOOKKEEPING
-        for step in steps:
-            yield f"-- {step.name}\n{step.text}"
-        for step in all_definitions(connection):
-            yield f"-- {step.name}\n{step.text}"
+        yield sqlfiles.read("bookkeeping.sql").decode()
+        for step in migrations:
+            alone = step.text.startswith(NO_TRANSACTION)
+            record = recorded(RECORD_MIGRATION, step.version, step.name, step.sha256)
+            yield f"-- {step.name}"
+            yield f"{step.text}\n{record}" if alone else f"begin;\n{record}\n{step.text}\ncommit;"
+        if migrations or changed:
+            yield "begin;"
+            for step in all_definitions(connection):
+                yield f"-- {step.name}\n{step.text}\n{recorded(RECORD_DEFINITION, step.name, step.sha256)}"
+            yield "commit;"
         yield "select outbox.create_partitions();"
+
+
+def has_bookkeeping(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    row = connection.execute("select to_regclass('outbox.schema_migrations') is not null").fetchone()
+    return bool(row and row[0])
+
+
+def recorded(statement: str, *values: int | str) -> str:
+    """The statement with its values written out, for people to run."""
+    return statement % tuple(sql.Literal(value).as_string(None) for value in values) + ";"
 
 
 def require_schema(connection: psycopg.Connection[tuple[object, ...]]) -> str | None:
     """Raise SchemaTooOld unless every migration of this release is applied; return a warning if it is newer."""
-    row = connection.execute("select to_regclass('outbox.schema_migrations') is not null").fetchone()
     needed = all_migrations()[-1].version
     found = 0
-    if row and row[0]:
+    if has_bookkeeping(connection):
         row = connection.execute("select coalesce(max(version), 0) from outbox.schema_migrations").fetchone()
         found = int(str(row[0])) if row else 0
     if found < needed:
@@ -248,19 +254,17 @@ def pending_definitions(connection: psycopg.Connection[tuple[object, ...]]) -> l
 
 
 def apply_migration(connection: psycopg.Connection[tuple[object, ...]], step: Step) -> None:
-    record = "insert into outbox.schema_migrations (version, name, sha256) values (%s, %s, %s)"
     values = (step.version, step.name, step.sha256)
-    if step.text.startswith("-- outbox: no-transaction"):
+    if step.text.startswith(NO_TRANSACTION):
         before = connection.execute("select current_setting('lock_timeout')").fetchone()
-        connection.execute(
-            "set lock_timeout = 0"
-        )  # a concurrent index build blocks nobody, and half of one is useless
+        # a concurrent index build blocks nobody, and half of one is useless
+        connection.execute("set lock_timeout = 0")
         run(connection, step.name, step.text)
-        connection.execute(record, values)
+        connection.execute(RECORD_MIGRATION, values)
         connection.execute("select set_config('lock_timeout', %s, false)", before)
         return
     with connection.transaction():
-        connection.execute(record, values)
+        connection.execute(RECORD_MIGRATION, values)
         run(connection, step.name, step.text)
 
 
@@ -269,11 +273,7 @@ def apply_definitions(connection: psycopg.Connection[tuple[object, ...]]) -> Non
     with connection.transaction():
         for step in all_definitions(connection):
             run(connection, step.name, step.text)
-            connection.execute(
-                "insert into outbox.schema_definitions (name, sha256) values (%s, %s) on conflict (name) do update "
-                "set sha256 = excluded.sha256, applied_at = now() where schema_definitions.sha256 <> excluded.sha256",
-                (step.name, step.sha256),
-            )
+            connection.execute(RECORD_DEFINITION, (step.name, step.sha256))
 
 
 def run(connection: psycopg.Connection[tuple[object, ...]], name: str, text: str) -> None:

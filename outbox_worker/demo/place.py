@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ def prepare(stack: ExitStack, folder: Path, database_url: str | None, say: Calla
     if database_url is None:
         url_file = folder / "database.url"
         write_private(url_file, url)
-        command = "outbox-worker search --since 1h"
+        command = f"{shlex.quote(sys.executable)} -m outbox_worker search --since 1h"  # on no PATH, perhaps
         look_around = (*look_around, f"OUTBOX_DATABASE_URL_FILE={shlex.quote(str(url_file))} {command}")
     return Place(folder, admin, key_file, public_key, logins, environment, look_around)
 

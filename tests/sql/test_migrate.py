@@ -91,6 +91,25 @@ def test_dry_run_prints_the_sql_and_changes_nothing(dsn):
         assert connection.execute("select to_regnamespace('outbox')").fetchone() == (None,)
 
 
+def test_what_a_dry_run_prints_can_be_run_instead_of_migrate(dsn):
+    """A DBA may take the SQL to psql: migrate then finds nothing to do, and another dry run prints no file again."""
+    printed = "\n".join(migrations.plan(dsn))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(printed.encode())
+    again = "\n".join(migrations.plan(dsn))
+    assert not [name for name in sqlfiles.migrations() + sqlfiles.definitions() if name in again]
+    assert migrations.migrate(dsn) == []
+
+
+def test_a_dry_run_refuses_drift_too(dsn):
+    """What migrate would refuse is said before it is tried."""
+    migrations.migrate(dsn)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("update outbox.schema_migrations set sha256 = 'other' where version = 3")
+    with pytest.raises(MigrationDrift, match=r"0003_endpoints\.sql"):
+        list(migrations.plan(dsn))
+
+
 def test_migrate_needs_no_superuser(cluster, maintenance, empty_database):
     """A login that may create roles and owns its database is enough."""
     maintenance.execute("drop role if exists plain_owner")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,12 @@ from outbox_worker.model import Settlement, Verdict
 if TYPE_CHECKING:
     from outbox_worker.flights import Flights
     from outbox_worker.limits import Lanes
+    from outbox_worker.model import Delivery
     from outbox_worker.store import Store
 
 MOST_AT_ONCE = 400
 LOCKED_SECONDS = 0.25
-"""Wait before a settlement is tried again whose row another session holds."""
+"""Wait before what another session's lock prevented is tried again."""
 RELEASED_SECONDS = 0.1
 """Wait before this worker claims again what it gave back."""
 REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError)
@@ -35,19 +37,25 @@ REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, 
 
 async def settle_loop(store: Store, flights: Flights, lanes: Lanes, stopped: asyncio.Event) -> None:
     """Write as fast as the database takes them; what gathers meanwhile is the next batch."""
-    locked: list[Settlement] = []  # another session holds the row: tried again a little later
-    while not (stopped.is_set() and flights.idle and not locked):
-        try:
-            async with asyncio.timeout(LOCKED_SECONDS if locked else None):
+    locked: list[Settlement] = []  # another session holds these rows: tried again a little later
+    held: list[Delivery] = []  # the same, of what never started
+    again_at = 0.0  # a time, not a quiet moment: a busy worker has none
+    while not (stopped.is_set() and flights.idle and not locked and not held):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(again_at - time.monotonic(), 0) if locked or held else None):
                 await flights.settle_wanted.wait()
-        except TimeoutError:
-            flights.unsettled.extend(locked)
-            flights.recording -= len(locked)
-            locked.clear()
         flights.settle_wanted.clear()
+        if (locked or held) and time.monotonic() >= again_at:
+            flights.recording -= len(locked) + len(held)
+            flights.unsettled.extend(locked)
+            flights.unstarted.extend(held)
+            locked.clear()
+            held.clear()
         while flights.unsettled or flights.unstarted:
+            if not locked and not held:
+                again_at = time.monotonic() + LOCKED_SECONDS
             locked += await settle_once(store, flights, lanes)
-            await release_once(store, flights, lanes)
+            held += await release_once(store, flights, lanes)
 
 
 async def settle_once(store: Store, flights: Flights, lanes: Lanes) -> list[Settlement]:
@@ -102,17 +110,21 @@ def note_what_is_due(settlement: Settlement, lanes: Lanes) -> None:
         lanes.work_is_due(delivery.endpoint_id, ALREADY)
 
 
-async def release_once(store: Store, flights: Flights, lanes: Lanes) -> int:
+async def release_once(store: Store, flights: Flights, lanes: Lanes) -> list[Delivery]:
+    """Give back one batch; returns what could not be, since another session holds its rows."""
     batch = [flights.unstarted.popleft() for _ in range(min(len(flights.unstarted), MOST_AT_ONCE))]
     if not batch:
-        return 0
+        return []
     flights.recording += len(batch)
-    count = await while_database_returns(partial(store.release, batch))
-    flights.recording -= len(batch)
+    rows = await while_database_returns(partial(store.release, batch))
+    locked = {(event_id, endpoint_id) for event_id, endpoint_id, _, held in rows if held}
+    held = [delivery for delivery in batch if (delivery.event_id, delivery.endpoint_id) in locked]
+    flights.recording -= len(batch) - len(held)
     for delivery in batch:
         lanes.lane(delivery.endpoint_id).read_from_start()
         lanes.work_is_due(delivery.endpoint_id, time.monotonic() + RELEASED_SECONDS)
+    count = sum(released for _, _, released, _ in rows)
     telemetry.delivery_released(count, "not started: stopping, held, or too little lease left")
     flights.room_changed.set()
     flights.room_wanted.set()
-    return count
+    return held

@@ -158,15 +158,15 @@ class Store:
             lane.after_key = after_keys.get(lane.endpoint_id, "")
         return [leased(row, token) for row in rows if row[0] is not None]
 
-    async def release(self, deliveries: Sequence[Delivery]) -> int:
-        rows = await self.rows(
+    async def release(self, deliveries: Sequence[Delivery]) -> list[Row]:
+        """Rows of event_id, endpoint_id, released, locked."""
+        return await self.rows(
             "release",
             event_ids=[d.event_id for d in deliveries],
             endpoint_ids=[d.endpoint_id for d in deliveries],
             workspace_ids=[d.workspace_id for d in deliveries],
             lease_tokens=[d.lease_token for d in deliveries],
         )
-        return len(rows)
 
     # ------------------------------------------------------------------ settle
 

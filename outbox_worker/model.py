@@ -139,5 +139,7 @@ class FannedOut:
     taken: list[tuple[int, int, int]]  # seq, bucket, priority of each event
     handed_over: list[Leased]
     waiting: list[tuple[UUID, int, datetime]]  # endpoint, shard, due: inserted as pending
-    endpoints: dict[UUID, tuple[int, int]]  # shard and most in flight of each endpoint met
+    endpoints: dict[
+        UUID, tuple[int, int, float | None]
+    ]  # shard, most in flight, most a second of each endpoint met
     found_at: datetime

@@ -239,12 +239,13 @@ async def fan_out_with(
 
 
 def learn_endpoints(lanes: Lanes, shards: set[int], result: FannedOut) -> None:
-    for endpoint_id, (shard, cap, per_second) in result.endpoints.items():
+    for endpoint_id, (shard, cap, per_second, changed) in result.endpoints.items():
         if shard in shards:
             lane = lanes.lane(endpoint_id)
             lane.shard = shard
             lane.max_in_flight = min(cap, lanes.endpoint_limit) if cap == UNLIMITED else cap
             lane.max_per_second = per_second
+            lanes.state_seen(lane, changed)
 
 
 async def set_bad_event_aside(store: Store, reader: Reader, error: psycopg.Error) -> None:

@@ -29,6 +29,7 @@ from outbox_worker.lane import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
 
@@ -247,6 +248,12 @@ class Lanes:
             lane.probe_seconds = min(lane.probe_seconds * 2, PROBE_SECONDS_MOST)
         lane.open_until = now + lane.probe_seconds
         self.schedule(lane, lane.open_until)
+
+    def state_seen(self, lane: Lane, changed_at: datetime) -> None:
+        """Whatever the change was, the endpoint is active now or will be resumed: what was held against it is past."""
+        if lane.state_changed_at not in {None, changed_at}:
+            self.resumed(lane)
+        lane.state_changed_at = changed_at
 
     def resumed(self, lane: Lane) -> None:
         if lane.failures >= TRIP_AFTER:

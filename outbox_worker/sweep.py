@@ -34,9 +34,7 @@ async def sweep_once(store: Store, flights: Flights, lanes: Lanes, shards: Seque
         lane = lanes.configure(endpoint_id, max_in_flight, max_per_second)
         lane.shard = shard
         lane.keyed = keyed
-        if lane.state_changed_at not in {None, changed}:
-            lanes.resumed(lane)
-        lane.state_changed_at = changed
+        lanes.state_seen(lane, changed)
         if has_expired:
             expired.append(endpoint_id)
         if next_due is not None:

@@ -55,8 +55,7 @@ class Gate:
 
     def wait(self, endpoint_id: UUID, *, suspect: bool) -> None:
         """Behind those that wait; who waits already keeps its place."""
-        self.forget(endpoint_id)
-        if not any(endpoint_id in queue for queue in self.queues):
+        if not self.waits(endpoint_id):
             self.queues[suspect][endpoint_id] = None
 
     def waits(self, endpoint_id: UUID) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from outbox_worker.lane import (
@@ -431,7 +431,11 @@ ACTIONS = [
 actions = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(ACTIONS)), min_size=40, max_size=200)
 
 
+PROBE = [(0, "plan"), *[(0, "hang")] * TRIP_AFTER, (1, "later"), (0, "plan")]
+
+
 @given(actions, st.integers(1, 60), st.floats(0.02, 0.5), st.integers(1, 20))
+@example(PROBE, 60, 0.5, 20)
 def test_no_limit_is_exceeded_whatever_happens(steps, slots, share, host_limit):  # noqa: PLR0912  (a model is one list)
     """Per endpoint and second, per host, for suspects and in all: after any work, answers, failures, by claim or fan-out."""
     ours = lanes(slots=slots, share=share, host_limit=host_limit)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from outbox_worker.flights import Flights
+    from outbox_worker.lane import Lane
     from outbox_worker.limits import Lanes
     from outbox_worker.model import Leased
     from outbox_worker.store import Store
@@ -52,23 +53,35 @@ async def room_or_timer(flights: Flights, lanes: Lanes, poll_seconds: float) -> 
 
 
 async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
-    """One round; returns how many deliveries were claimed, and counts each lane with keys still to look at."""
-    asks = lanes.plan(time.monotonic(), flights.free)
-    if not asks:
-        return 0
+    """One round; returns how many deliveries were claimed, and counts each lane where more is to be looked at."""
+    asks = lanes.plan(time.monotonic(), flights.free - flights.handing_over)
+    flights.claiming = sum(room for _, room in asks)
+    try:
+        return await claim_asked(store, flights, lanes, asks) if asks else 0
+    finally:
+        flights.claiming = 0
+
+
+async def claim_asked(store: Store, flights: Flights, lanes: Lanes, asks: list[tuple[Lane, int]]) -> int:
+    """First what has no ordering key, then what has one; an endpoint with both gives each its half of the room."""
+    plain = {lane.endpoint_id: plain_share(lane, room) for lane, room in asks}
     sent = time.monotonic()
-    leases = await while_database_returns(partial(store.claim, asks))
+    first = [(lane, plain[lane.endpoint_id]) for lane, _ in asks if plain[lane.endpoint_id]]
+    leases = await while_database_returns(partial(store.claim, first)) if first else []
     got = counted(leases)
+    note_marks(lanes, leases)
+    flights.start(leases, sent)
     keyed = [
         (lane, room - got[lane.endpoint_id])
         for lane, room in asks
         if lane.keyed and room > got[lane.endpoint_id]
     ]
-    for leased in leases:
-        marks = lanes.lane(leased.delivery.endpoint_id).marks
-        priority = leased.delivery.priority
-        marks[priority] = max(marks[priority], leased.next_attempt_at)
-    flights.start(leases, sent)
+    # What had less than the whole room, and used that up, may have more.
+    cut = {
+        lane.endpoint_id
+        for lane, room in asks
+        if plain[lane.endpoint_id] < room and got[lane.endpoint_id] >= plain[lane.endpoint_id]
+    }
     if keyed:
         sent = time.monotonic()
         for lane, _ in keyed:
@@ -82,8 +95,29 @@ async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     for lane, asked in asks:
         # What came due behind a round of the keys is known only since the round began.
         since = lane.round_began_at if lane.endpoint_id in walked else sent
-        lanes.claimed(lane, asked, asked if lane.endpoint_id in walking else got[lane.endpoint_id], since)
-    return got.total() + len(walking)
+        more = lane.endpoint_id in walking or lane.endpoint_id in cut
+        lanes.claimed(lane, asked, asked if more else got[lane.endpoint_id], since)
+    return got.total() + len(walking | cut)
+
+
+def plain_share(lane: Lane, room: int) -> int:
+    """How much of the room is for deliveries without an ordering key: all, or by turns the larger and smaller half."""
+    if not lane.keyed:
+        return room
+    lane.keys_turn = not lane.keys_turn
+    return room // 2 if lane.keys_turn else room - room // 2
+
+
+def note_marks(lanes: Lanes, leases: list[Leased]) -> None:
+    """How far each priority of each endpoint was read, and how many turns it has used."""
+    taken: dict[UUID, list[int]] = {}
+    for leased in leases:
+        endpoint_id, priority = leased.delivery.endpoint_id, leased.delivery.priority
+        marks = lanes.lane(endpoint_id).marks
+        marks[priority] = max(marks[priority], leased.next_attempt_at)
+        taken.setdefault(endpoint_id, [0, 0, 0])[priority] += 1
+    for endpoint_id, counts in taken.items():
+        lanes.lane(endpoint_id).took(counts)
 
 
 def counted(leases: list[Leased]) -> Counter[UUID]:

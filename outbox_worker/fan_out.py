@@ -187,10 +187,21 @@ def pass_on(wakeup: WakeUp, wanted: asyncio.Queue[WakeUp]) -> None:
 
 
 async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader) -> int:
-    """One batch; returns the number of events taken."""
+    """One batch; returns the number of events taken. Half of the room is left to a claim that others wait for."""
+    free = max(flights.free - flights.claiming, 0)
+    flights.handing_over = free - free // 2 if lanes.ready else free
+    try:
+        return await fan_out_with(store, flights, lanes, shards, reader, flights.handing_over)
+    finally:
+        flights.handing_over = 0
+
+
+async def fan_out_with(
+    store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader, free: int
+) -> int:
     sent = time.monotonic()
-    ask = reader.ask(sent, flights.free)
-    room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), max(flights.free, 0))
+    ask = reader.ask(sent, free)
+    room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), free)
     fan_out = partial(store.fan_out, ask, room)
     try:
         try:
@@ -228,11 +239,13 @@ async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set
 
 
 def learn_endpoints(lanes: Lanes, shards: set[int], result: FannedOut) -> None:
-    for endpoint_id, (shard, cap) in result.endpoints.items():
+    for endpoint_id, (shard, cap, per_second, changed) in result.endpoints.items():
         if shard in shards:
             lane = lanes.lane(endpoint_id)
             lane.shard = shard
             lane.max_in_flight = min(cap, lanes.endpoint_limit) if cap == UNLIMITED else cap
+            lane.max_per_second = per_second
+            lanes.state_seen(lane, changed)
 
 
 async def set_bad_event_aside(store: Store, reader: Reader, error: psycopg.Error) -> None:

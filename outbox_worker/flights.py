@@ -2,7 +2,7 @@
 
 Reads: leased deliveries from fan-out and claim. Writes: requests (through deliver), settlements into a bounded queue.
 Guarantee: no request starts with less lease or less presence left than its deadline and the time to record it;
-a started request is never given back; slots are held until the result is recorded.
+a started request is never given back; no limit is exceeded, whatever a claim brings; slots are held until the result is recorded.
 If it dies: what was in flight or unsettled is delivered again with the same webhook-id after its lease.
 """
 
@@ -72,6 +72,8 @@ class Flights:
         self.room_wanted = asyncio.Event()  # for the fan-out
         self.recording = 0  # taken by the settle loop, not yet recorded
         self.draining = False
+        self.claiming = 0  # slots that a claim under way may bring something for
+        self.handing_over = 0  # and a fan-out
         self.tasks: asyncio.TaskGroup | None = None
 
     @property
@@ -93,14 +95,15 @@ class Flights:
         for leased in leases:
             lane = self.lanes.lane(leased.delivery.endpoint_id)
             lane.workspace_id = leased.delivery.workspace_id
-            # A claim and a fan-out under way at once, a shard that left or a stop meanwhile: more came than may start.
-            if self.draining or lane.in_flight >= lane.max_in_flight or not self.holds(lane.shard):
-                self.unstarted.append(leased.delivery)
-                self.settle_wanted.set()
-                continue
             endpoint = self.book.known(leased.delivery.endpoint_id, leased.delivery.endpoint_version)
             host = host_of(endpoint.url) if endpoint is not None else ""
-            if host and self.lanes.host_is_full(host):
+            # A claim and a fan-out under way at once, a circuit that opened, a shard that left or a stop meanwhile:
+            # more came than may start.
+            if (
+                self.free <= 0
+                or not self.holds(lane.shard)
+                or not self.lanes.admits(lane, host, time.monotonic())
+            ):
                 self.unstarted.append(leased.delivery)
                 self.settle_wanted.set()
                 continue
@@ -119,8 +122,11 @@ class Flights:
         try:
             endpoint = await self.book.endpoint(delivery.endpoint_id, delivery.endpoint_version)
             now = time.monotonic()
+            if endpoint is not None and not host and self.lanes.gates.found(lane, host_of(endpoint.url), now):
+                host = host_of(endpoint.url)
             if (
                 endpoint is not None
+                and host
                 and self.holds(lane.shard)
                 and self.may_start(endpoint, now, claimed_before)
             ):

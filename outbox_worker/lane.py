@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
 START_LIMIT = 8.0
@@ -21,6 +22,12 @@ TRIP_AFTER = 5
 PROBE_SECONDS = 5.0
 PROBE_SECONDS_MOST = 60.0
 """First and longest wait before the next probe of an open circuit; doubles in between."""
+SLOW_MS = 5000.0
+"""An answer that takes longer holds slots almost like none: such an endpoint is a suspect until it is quicker."""
+BURST_SECONDS = 0.1
+"""How late a request may start and not be lost to its rate; more is not saved up."""
+WEIGHTS = (1, 2, 8)
+"""What a request of each priority costs of its endpoint's turns: urgent ones come eight to one of bulk."""
 LATENCY_BUCKETS = 17
 """Counts of durations up to 1, 2, 4 … 32768 ms, and longer."""
 MOMENTS_A_SECOND = 20
@@ -48,14 +55,20 @@ class Lane:
     failures: int = 0  # consecutive timeouts and connection failures
     open_until: float = 0.0  # next probe; 0 while the circuit is closed
     probe_seconds: float = PROBE_SECONDS
-    tokens: float = 1.0
-    refilled_at: float = 0.0
+    slow: bool = False  # its last answer took too long
+    tokens: float = 1.0  # a new owner begins with one request, not with a burst
+    refilled_at: float = NEVER
     due_at: float = NEVER  # earliest known work
     later: list[float] = field(default_factory=list)  # a heap of the next moments after that, bounded
     keyed: bool = False  # has deliveries with an ordering key
+    keys_turn: bool = False  # in this round those with an ordering key have the larger half of the room
     after_key: str = ""  # where the round of its keys stopped; empty when it came to the end
     round_began_at: float = 0.0
     marks: list[datetime] = field(default_factory=lambda: [BEGINNING] * 3)  # how far each priority was read
+    turns: list[int] = field(
+        default_factory=lambda: [0] * 3
+    )  # what each priority has used, up to a common part
+    state_changed_at: datetime | None = None  # as the sweep saw it: a later one is a resumption
     attempts: int = 0
     successes: int = 0
     timeouts: int = 0
@@ -64,7 +77,7 @@ class Lane:
 
     @property
     def suspect(self) -> bool:
-        return self.failures > 0
+        return self.failures > 0 or self.slow
 
     @property
     def circuit(self) -> str:
@@ -84,11 +97,31 @@ class Lane:
             room = min(room, int(self.tokens))
         return max(room, 0)
 
+    @property
+    def burst(self) -> float:
+        return 1.0 + (self.max_per_second or 0.0) * BURST_SECONDS
+
     def refill(self, now: float) -> None:
         if self.max_per_second is not None:
-            burst = max(1.0, self.max_per_second)
-            self.tokens = min(burst, self.tokens + (now - self.refilled_at) * self.max_per_second)
+            passed = max(0.0, now - self.refilled_at)
+            self.tokens = min(self.burst, self.tokens + passed * self.max_per_second)
             self.refilled_at = now
+
+    def took(self, counts: Sequence[int]) -> None:
+        """Count what a claim brought of each priority; one that has nothing due saves up no more than one turn."""
+        for priority, count in enumerate(counts):
+            self.turns[priority] += count * WEIGHTS[priority]
+        furthest = max(self.turns)
+        turns = [max(turn, furthest - weight) for turn, weight in zip(self.turns, WEIGHTS, strict=True)]
+        self.turns = [turn - min(turns) for turn in turns]
+
+    def clean_slate(self) -> None:
+        """A person resumed it: no circuit, nothing held against it, and a slow start."""
+        self.failures = 0
+        self.slow = False
+        self.open_until = 0.0
+        self.probe_seconds = PROBE_SECONDS
+        self.limit = 1.0
 
     def waits_for(self, now: float) -> str | None:
         """Why due work does not start; null when nothing is due or it may."""
@@ -106,6 +139,6 @@ class Lane:
         """When room may appear without an answer arriving first."""
         if self.open_until > now:
             return self.open_until
-        if self.max_per_second is not None and self.tokens < 1:
-            return now + (1 - self.tokens) / self.max_per_second
+        if self.max_per_second is not None and self.tokens < 1:  # half a burst at once: fewer claims
+            return now + (max(1.0, self.burst / 2) - self.tokens) / self.max_per_second
         return NEVER

@@ -1,8 +1,8 @@
 """Limits: who may have how many requests, decided in memory by the one worker that owns the endpoint's shard.
 
 Reads: outcomes and due times that the loops report. Writes: nothing; every time is an argument (monotonic seconds).
-Guarantee: an endpoint never has more in flight than its limit; all suspects together hold at most their share of the
-slots; a closed circuit, free slots and due work mean a place in the next round.
+Guarantee: an endpoint never has more in flight than its limit, nor a host; all suspects together hold at most their
+share of the slots; a closed circuit, free slots and due work mean a place in the next round.
 If it dies: nothing is lost; a new worker starts small again.
 """
 
@@ -13,6 +13,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from outbox_worker.gates import Gates
 from outbox_worker.lane import (
     ALREADY,
     LATENCY_BUCKETS,
@@ -21,12 +22,14 @@ from outbox_worker.lane import (
     NEVER,
     PROBE_SECONDS,
     PROBE_SECONDS_MOST,
+    SLOW_MS,
     START_LIMIT,
     TRIP_AFTER,
     Lane,
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
 
@@ -45,14 +48,11 @@ class Lanes:
         self.owned = owned  # shards whose endpoints take turns here; None is all
         self.slots = slots
         self.endpoint_limit = endpoint_limit
-        self.host_limit = host_limit
-        self.suspect_slots = max(1, int(slots * suspect_share))
+        self.gates = Gates(host_limit=host_limit, suspect_slots=max(1, int(slots * suspect_share)))
         self.lanes: dict[UUID, Lane] = {}
         self.ready: OrderedDict[UUID, None] = OrderedDict()
         self.timers: list[tuple[float, UUID]] = []
         self.in_flight = 0
-        self.suspects_in_flight = 0
-        self.hosts: dict[str, int] = {}
         self.restricted: set[UUID] = set()  # lanes that may have less room than a new one
         self.circuits_changed: set[UUID] = set()
 
@@ -92,28 +92,42 @@ class Lanes:
     def plan(self, now: float, free: int, most_endpoints: int = 128) -> list[tuple[Lane, int]]:
         """Whose turn it is and how many each may start: round the ready endpoints, one share each."""
         self.wake_due(now)
+        for endpoint_id in self.gates.call(now):
+            self.ready[endpoint_id] = None
         asks: list[tuple[Lane, int]] = []
         share = max(1, free // max(1, min(len(self.ready), most_endpoints)))
-        suspect_room = self.suspect_slots - self.suspects_in_flight
-        host_rooms: dict[str, int] = {}
         for endpoint_id in list(self.ready):
             if free <= 0 or len(asks) >= most_endpoints:
                 break
             lane = self.lanes[endpoint_id]
-            host_room = host_rooms.get(lane.host, self.host_limit - self.hosts.get(lane.host, 0))
-            room = min(lane.room(now), share, free, host_room if lane.host else share)
-            if lane.suspect:
-                room = min(room, suspect_room)
+            room = min(lane.room(now), share, free)
             if room <= 0:
                 self.rest(lane, now)
                 continue
-            if lane.suspect:
-                suspect_room -= room
-            host_rooms[lane.host] = host_room - room
-            free -= room
-            self.ready.move_to_end(endpoint_id)
-            asks.append((lane, room))
+            gates = self.gates.of(lane, lane.host)
+            for gate in gates:
+                room = min(room, gate.room_in_turn(endpoint_id, now))
+                if room <= 0:
+                    self.ready.pop(endpoint_id)
+                    self.gates.wait(gate, lane)
+                    break
+            else:
+                for gate in gates:
+                    gate.keep(endpoint_id, room)
+                free -= room
+                self.ready.move_to_end(endpoint_id)
+                asks.append((lane, room))
         return asks
+
+    def out_of_the_ring(self, lane: Lane) -> None:
+        self.ready.pop(lane.endpoint_id, None)
+        self.gates.forget(lane)
+
+    def back_in_the_ring(self, lane: Lane) -> None:
+        """What it waited for is over: it answered, or a person resumed it."""
+        self.gates.leave(lane)
+        if lane.due_at != NEVER:
+            self.schedule(lane, ALREADY)
 
     def wake_due(self, now: float) -> None:
         """Whose moment has come joins the ring, if this worker still owns its shard."""
@@ -135,18 +149,16 @@ class Lanes:
 
     def rest(self, lane: Lane, now: float) -> None:
         """No room: out of the ring until an answer arrives or a moment comes."""
-        self.ready.pop(lane.endpoint_id, None)
-        retry_at = lane.retry_at(now)
-        if retry_at == NEVER and lane.in_flight == 0:
-            retry_at = now + 0.05  # it waits for others' slots: suspects or the host
-        self.schedule(lane, retry_at)
+        self.out_of_the_ring(lane)
+        self.schedule(lane, lane.retry_at(now))
 
     def claimed(self, lane: Lane, asked: int, got: int, now: float) -> None:
         """What a claim sent at `now` brought: fewer than asked means that nothing more was due then."""
         if got >= asked:
             lane.due_at = min(lane.due_at, now)
+            self.gates.forget(lane)
             return
-        self.ready.pop(lane.endpoint_id, None)
+        self.out_of_the_ring(lane)
         while lane.later and lane.later[0] <= now:
             heapq.heappop(lane.later)
         lane.due_at = heapq.heappop(lane.later) if lane.later else NEVER
@@ -160,67 +172,64 @@ class Lanes:
         rooms = {}
         for endpoint_id in list(self.restricted):
             lane = self.lanes.get(endpoint_id)
-            host_room = self.host_limit - self.hosts.get(lane.host, 0) if lane is not None else 0
             if lane is None:
                 self.restricted.discard(endpoint_id)
-            elif lane.due_at <= now or lane.failures:
+            elif lane.due_at <= now or lane.suspect:
                 rooms[endpoint_id] = (0, lane.in_flight)
-            elif (room := min(lane.room(now), host_room)) < START_LIMIT:
+            elif (room := min([lane.room(now), *self.gates.rooms(lane, lane.host, now)])) < START_LIMIT:
                 rooms[endpoint_id] = (max(room, 0), lane.in_flight)
             elif lane.due_at == NEVER and not lane.in_flight:
                 self.restricted.discard(endpoint_id)
         return rooms
 
-    def host_is_full(self, host: str) -> bool:
-        return self.hosts.get(host, 0) >= self.host_limit
+    def admits(self, lane: Lane, host: str, now: float) -> bool:
+        """Whether one more may start now: since a claim or a fan-out asked for room, that may have gone."""
+        return min([lane.room(now), *self.gates.rooms(lane, host, now)]) > 0
 
     def started(self, endpoint_id: UUID, host: str) -> Lane:
         lane = self.lane(endpoint_id)
         self.restricted.add(endpoint_id)
         lane.in_flight += 1
         self.in_flight += 1
-        if lane.suspect:
-            self.suspects_in_flight += 1
         if lane.max_per_second is not None:
             lane.tokens -= 1
-        lane.host = host
-        self.hosts[host] = self.hosts.get(host, 0) + 1
+        self.gates.started(lane, host)
         return lane
 
     def ended(self, lane: Lane, host: str, now: float, *, was_suspect: bool) -> None:
         lane.in_flight -= 1
         self.in_flight -= 1
-        if was_suspect:
-            self.suspects_in_flight -= 1
-        left = self.hosts[host] - 1
-        if left:
-            self.hosts[host] = left
-        else:
-            del self.hosts[host]
+        self.gates.ended(host, was_suspect=was_suspect)
         if lane.due_at <= now:
             self.ready.setdefault(lane.endpoint_id)
 
     def answered(self, lane: Lane, duration_ms: float) -> None:
-        """A 2xx: grow, close the circuit; a recovered endpoint ramps up from one."""
-        self.count(lane, duration_ms)
+        """A 2xx: grow, if it was quick, and close the circuit; a recovered endpoint ramps up from one."""
         lane.successes += 1
         if lane.failures >= TRIP_AFTER:
-            self.circuits_changed.add(lane.endpoint_id)
             lane.limit = 1.0
-        lane.failures = 0
-        lane.open_until = 0.0
+        self.is_there(lane, duration_ms)
         lane.probe_seconds = PROBE_SECONDS
-        lane.limit = min(lane.limit + 1, float(lane.max_in_flight))
+        if not lane.slow:
+            lane.limit = min(lane.limit + 1, float(lane.max_in_flight))
 
     def refused(self, lane: Lane, duration_ms: float) -> None:
         """An answer that is not 2xx: the endpoint is there, but wants less."""
+        self.is_there(lane, duration_ms)
+        lane.limit = max(1.0, lane.limit / 2)
+        self.restricted.add(lane.endpoint_id)
+
+    def is_there(self, lane: Lane, duration_ms: float) -> None:
         self.count(lane, duration_ms)
         if lane.failures >= TRIP_AFTER:
             self.circuits_changed.add(lane.endpoint_id)
+        was_suspect = lane.suspect
         lane.failures = 0
         lane.open_until = 0.0
-        lane.limit = max(1.0, lane.limit / 2)
-        self.restricted.add(lane.endpoint_id)
+        lane.slow = duration_ms > SLOW_MS
+        self.gates.answered(lane)
+        if was_suspect and not lane.suspect:
+            self.back_in_the_ring(lane)
 
     def unreachable(self, lane: Lane, duration_ms: float, now: float) -> None:
         """A timeout or connection failure: shrink; after some in a row only probes go out."""
@@ -229,14 +238,33 @@ class Lanes:
         lane.failures += 1
         lane.limit = max(1.0, lane.limit / 2)
         self.restricted.add(lane.endpoint_id)
+        self.gates.unreachable(lane, now)
+        if lane.failures < TRIP_AFTER or lane.open_until > now:  # one that began before the circuit opened
+            return
+        if lane.failures == TRIP_AFTER:
+            self.circuits_changed.add(lane.endpoint_id)
+            lane.probe_seconds = PROBE_SECONDS
+        else:
+            lane.probe_seconds = min(lane.probe_seconds * 2, PROBE_SECONDS_MOST)
+        lane.open_until = now + lane.probe_seconds
+        self.schedule(lane, lane.open_until)
+
+    def state_seen(self, lane: Lane, changed_at: datetime) -> None:
+        """Whatever the change was, the endpoint is active now or will be resumed: what was held against it is past."""
+        if lane.state_changed_at not in {None, changed_at}:
+            self.resumed(lane)
+        lane.state_changed_at = changed_at
+
+    def resumed(self, lane: Lane) -> None:
         if lane.failures >= TRIP_AFTER:
-            if lane.failures == TRIP_AFTER:
-                self.circuits_changed.add(lane.endpoint_id)
-                lane.probe_seconds = PROBE_SECONDS
-            else:
-                lane.probe_seconds = min(lane.probe_seconds * 2, PROBE_SECONDS_MOST)
-            lane.open_until = now + lane.probe_seconds
-            self.schedule(lane, lane.open_until)
+            self.circuits_changed.add(lane.endpoint_id)
+        lane.clean_slate()
+        self.restricted.add(lane.endpoint_id)
+        self.back_in_the_ring(lane)
+
+    def waits_for(self, lane: Lane, now: float) -> str | None:
+        """Why due work does not start: a gate's name, or a limit of its own."""
+        return (self.gates.waits_at(lane) if lane.due_at <= now else None) or lane.waits_for(now)
 
     @staticmethod
     def count(lane: Lane, duration_ms: float) -> None:
@@ -253,5 +281,6 @@ class Lanes:
                 lane.due_at = NEVER
                 lane.later.clear()
                 self.ready.pop(endpoint_id, None)
+                self.gates.leave(lane)
                 if lane.in_flight == 0:
                     del self.lanes[endpoint_id]

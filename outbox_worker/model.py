@@ -139,5 +139,6 @@ class FannedOut:
     taken: list[tuple[int, int, int]]  # seq, bucket, priority of each event
     handed_over: list[Leased]
     waiting: list[tuple[UUID, int, datetime]]  # endpoint, shard, due: inserted as pending
-    endpoints: dict[UUID, tuple[int, int]]  # shard and most in flight of each endpoint met
+    # Of each endpoint met: shard, most in flight, most a second, when its state last changed.
+    endpoints: dict[UUID, tuple[int, int, float | None, datetime]]
     found_at: datetime

@@ -26,13 +26,13 @@ def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
     seen = set()
     for row in rows:
         (seq, bucket, queued_priority, endpoint_id, shard, handed_over, due, event_id, workspace_id) = row[:9]
-        (event_type, version, body, traceparent, created_at, claimed_at, cap) = row[9:]
+        (event_type, version, body, traceparent, created_at, claimed_at, cap, per_second, changed) = row[9:]
         if seq not in seen:
             seen.add(seq)
             result.taken.append((seq, bucket, queued_priority))
         if endpoint_id is None:
             continue
-        result.endpoints[endpoint_id] = (shard, cap)
+        result.endpoints[endpoint_id] = (shard, cap, per_second, changed)
         if not handed_over:
             result.waiting.append((endpoint_id, shard, due))
             continue

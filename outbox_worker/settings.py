@@ -60,7 +60,10 @@ class Settings(BaseSettings):
         256, ge=1, le=20_000, description="Most requests at once to one host in one process."
     )
     suspect_share: float = Field(
-        0.2, gt=0, le=1, description="Share of the slots that all endpoints which time out may hold together."
+        0.2,
+        gt=0,
+        le=1,
+        description="Share of the slots that all endpoints that time out or answer slowly may hold together.",
     )
     connect_timeout_seconds: float = Field(
         5, ge=0.1, le=60, description="Deadline for lookup, connection and TLS together."

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from outbox_worker import sqlfiles
 from outbox_worker.database import borrow
 from outbox_worker.errors import RestoredCopy
+from outbox_worker.lane import WEIGHTS
 from outbox_worker.rows import Row, leased, rows_to_fanned_out, settle_parameters
 
 if TYPE_CHECKING:
@@ -133,6 +134,10 @@ class Store:
             marks0=[lane.marks[0] for lane, _ in asks],
             marks1=[lane.marks[1] for lane, _ in asks],
             marks2=[lane.marks[2] for lane, _ in asks],
+            turns0=[lane.turns[0] for lane, _ in asks],
+            turns1=[lane.turns[1] for lane, _ in asks],
+            turns2=[lane.turns[2] for lane, _ in asks],
+            weights=list(WEIGHTS),
             lease_token=token,
             worker_no=self.worker_no,
             lease_seconds=self.lease_seconds,

@@ -2,7 +2,7 @@
 
 Reads: endpoints, open deliveries (sql/queries/find_due.sql). Writes: lost leases (sql/queries/reap.sql).
 Guarantee: whatever hint was missed, due work is found here; an expired lease is recorded as lost and its delivery is
-due again, or dead after too many.
+due again, or dead after too many; a resumed endpoint has a clean slate.
 If it dies: the next sweep finds the same.
 """
 
@@ -27,10 +27,14 @@ async def sweep_once(store: Store, flights: Flights, lanes: Lanes, shards: Seque
     rows = await store.find_due(shards)
     now = time.monotonic()
     expired = []
-    for endpoint_id, shard, next_due, has_expired, keyed, max_in_flight, max_per_second, found_at in rows:
+    for row in rows:
+        endpoint_id, shard, next_due, has_expired, keyed, max_in_flight, max_per_second, found_at, changed = (
+            row
+        )
         lane = lanes.configure(endpoint_id, max_in_flight, max_per_second)
         lane.shard = shard
         lane.keyed = keyed
+        lanes.state_seen(lane, changed)
         if has_expired:
             expired.append(endpoint_id)
         if next_due is not None:

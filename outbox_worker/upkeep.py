@@ -123,21 +123,21 @@ async def report_once(store: Store, lanes: Lanes, *, everything: bool) -> int:
     """Append what changed: circuits at once, the minute's counts of every active endpoint each minute."""
     now = time.monotonic()
     if everything:
-        reported = [lane for lane in lanes.lanes.values() if lane.attempts or lane.waits_for(now)]
+        reported = [lane for lane in lanes.lanes.values() if lane.attempts or lanes.waits_for(lane, now)]
     else:
         reported = [
             lanes.lanes[endpoint_id] for endpoint_id in lanes.circuits_changed if endpoint_id in lanes.lanes
         ]
     lanes.circuits_changed.clear()
     if reported:
-        await store.report([report_of(lane, now) for lane in reported])
+        await store.report([report_of(lanes, lane, now) for lane in reported])
     for lane in reported:
         lane.attempts = lane.successes = lane.timeouts = 0
         lane.latency_counts = [0] * LATENCY_BUCKETS
     return len(reported)
 
 
-def report_of(lane: Lane, now: float) -> dict[str, object]:
+def report_of(lanes: Lanes, lane: Lane, now: float) -> dict[str, object]:
     return {
         "endpoint_id": str(lane.endpoint_id),
         "workspace_id": lane.workspace_id,
@@ -148,5 +148,5 @@ def report_of(lane: Lane, now: float) -> dict[str, object]:
         "in_flight": lane.in_flight,
         "in_flight_limit": min(int(lane.limit), lane.max_in_flight),
         "circuit": lane.circuit,
-        "waits_for": lane.waits_for(now),
+        "waits_for": lanes.waits_for(lane, now),
     }

@@ -127,8 +127,9 @@ def look(connection: Connection, backlog: Backlog, worst: int) -> dict[str, Any]
                round(h.success_rate, 4) as success_rate, h.p95_ms, h.circuit, h.failing_since, h.per_second
         from outbox.endpoint_health h
         where h.state <> 'active' or h.hold_reason is not null or h.filter_error is not null or h.failing_since is not null
-           or h.success_rate < 1 or h.circuit <> 'closed'
-        order by (h.state = 'disabled' or h.hold_reason is not null) desc, h.success_rate nulls last, h.attempts desc
+           or h.success_rate < 1 or h.circuit <> 'closed' or h.why in ('slots', 'rate', 'host', 'suspects', 'no worker')
+        order by (h.state = 'disabled' or h.hold_reason is not null) desc, (h.circuit <> 'closed') desc nulls last,
+                 coalesce(h.success_rate, case when h.failing_since is null then 1 else 0 end), h.attempts desc
         limit %s
         """,
         [worst],

@@ -1,23 +1,29 @@
 -- claim: lease due deliveries, round the endpoints asked for, urgent before bulk without starving it.
--- params:  endpoint_ids uuid[], rooms int[], busy int[] (in flight now), marks0, marks1, marks2 timestamptz[] (low-water mark per priority);
+-- params:  endpoint_ids uuid[], rooms int[], busy int[] (in flight now), marks0, marks1, marks2 timestamptz[] (low-water mark per priority),
+--          turns0, turns1, turns2 int[] (what each priority has used), weights int[] (what one delivery of each uses);
 --          lease_token uuid, worker_no int, lease_seconds float
 -- index:   open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at): keyed ones are not walked
 -- hazard:  the CTE must be the one that locks: rows locked by another session are skipped, never waited for. Lease
---          columns are in no index, so the update is HOT.
+--          columns are in no index, so the update is HOT. Without the turns of earlier claims an endpoint with little room
+--          would never get to what is less urgent.
 with picked as materialized (
     select d.event_id, d.endpoint_id, d.workspace_id, a.version
     from (
-        select u.endpoint_id, greatest(least(u.room, e.max_in_flight - u.busy), 0) as room, u.mark0, u.mark1, u.mark2, e.version
+        select u.endpoint_id, greatest(least(u.room, e.max_in_flight - u.busy), 0) as room, u.mark0, u.mark1, u.mark2,
+               u.turn0, u.turn1, u.turn2, e.version
         from unnest(%(endpoint_ids)s::uuid[], %(rooms)s::int[], %(busy)s::int[], %(marks0)s::timestamptz[], %(marks1)s::timestamptz[],
-                    %(marks2)s::timestamptz[]) as u (endpoint_id, room, busy, mark0, mark1, mark2)
+                    %(marks2)s::timestamptz[], %(turns0)s::int[], %(turns1)s::int[], %(turns2)s::int[])
+             as u (endpoint_id, room, busy, mark0, mark1, mark2, turn0, turn1, turn2)
         join lateral (select e.version, e.max_in_flight from outbox.endpoints e
                       where e.endpoint_id = u.endpoint_id and e.state = 'active' and e.hold_reason is null
                       limit 1) e on true) a
     cross join lateral (
         select k.event_id, k.endpoint_id, k.workspace_id
-        from (values (0::smallint, 1, a.mark0), (1::smallint, 2, a.mark1), (2::smallint, 8, a.mark2)) w (priority, weight, mark)
+        from (values (0::smallint, a.turn0, a.mark0), (1::smallint, a.turn1, a.mark1), (2::smallint, a.turn2, a.mark2))
+             w (priority, turn, mark)
         cross join lateral (
-            select l.event_id, l.endpoint_id, l.workspace_id, row_number() over (order by l.next_attempt_at) * w.weight as place
+            select l.event_id, l.endpoint_id, l.workspace_id,
+                   w.turn + row_number() over (order by l.next_attempt_at) * (%(weights)s::int[])[w.priority + 1] as place
             from (
                 select d.event_id, d.endpoint_id, d.workspace_id, d.next_attempt_at
                 from outbox.open_deliveries d

@@ -47,14 +47,15 @@ with plain as (
                and not (p.ordered and k.ordering_key is not null)
                and (k.deliver_at is null or k.deliver_at <= now())
                and p.shard = any (%(shards)s::smallint[]) as ready,
-           coalesce(p.max_in_flight, 10000) as cap, %(rooms)s::jsonb -> p.endpoint_id::text as known_room,
+           coalesce(p.max_in_flight, 10000) as cap, p.max_per_second, p.state_changed_at,
+           %(rooms)s::jsonb -> p.endpoint_id::text as known_room,
            case when p.filter is null then 't'
                 when p.filter_error is not null then 'f'
                 else outbox.filter_outcome(k.payload, p.filter) end as filter_says
     from known k
     cross join lateral (
         select p.endpoint_id, p.shard, p.version, p.ordered, p.state, p.hold_reason, p.max_per_second, p.max_in_flight,
-               p.filter, p.filter_error
+               p.state_changed_at, p.filter, p.filter_error
         from outbox.endpoints p
         where p.workspace_id = k.workspace_id and p.state <> 'deleted' and p.event_types && k.patterns
         offset 0) p
@@ -62,14 +63,16 @@ with plain as (
        or not exists (select from outbox.open_deliveries d
                       where d.event_id = k.event_id and d.endpoint_id = p.endpoint_id and d.workspace_id = k.workspace_id)
 ), roomed as materialized (
-    select j.seq, j.priority, j.event_id, j.workspace_id, j.deliver_at, j.endpoint_id, j.shard, j.version, j.ordering_key, j.cap,
+    select j.seq, j.priority, j.event_id, j.workspace_id, j.deliver_at, j.endpoint_id, j.shard, j.version, j.ordering_key, j.cap, j.max_per_second,
+           j.state_changed_at,
            j.ready and row_number() over (partition by j.endpoint_id order by j.priority, j.seq)
                        <= least(coalesce((j.known_room ->> 0)::int, %(default_room)s::int),
                                 j.cap - coalesce((j.known_room ->> 1)::int, 0)) as fits
     from judged j
     where j.filter_says = 't'
 ), placed as materialized (
-    select m.seq, m.priority, m.event_id, m.workspace_id, m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap,
+    select m.seq, m.priority, m.event_id, m.workspace_id, m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap, m.max_per_second,
+           m.state_changed_at,
            greatest(m.deliver_at, clock_timestamp()) as next_attempt_at,
            m.fits and row_number() over (partition by m.fits order by m.priority, m.seq) <= %(room)s::int as handed_over
     from roomed m
@@ -93,7 +96,7 @@ with plain as (
 select t.seq, t.bucket, t.priority, d.endpoint_id, d.shard, d.handed_over, d.next_attempt_at, k.event_id, k.workspace_id,
        k.event_type, d.version,
        case when d.handed_over then outbox.event_body(k.event_id, k.event_type, k.created_at, k.workspace_id, k.payload) end as body,
-       k.traceparent, k.created_at, clock_timestamp() as claimed_at, d.cap
+       k.traceparent, k.created_at, clock_timestamp() as claimed_at, d.cap, d.max_per_second::float8 as max_per_second, d.state_changed_at
 from taken t
 left join placed d on d.seq = t.seq
 left join known k on k.seq = t.seq

@@ -4,7 +4,7 @@
 -- hazard:  a front of `look` leased rows hides what waits behind: it counts as due now, the claim finds out. Without key
 --          leased rows lie in front, so the look for expired ones ends soon after the first row that waits.
 select e.endpoint_id, e.shard, d.next_due, d.expired, d.keyed, e.max_in_flight, e.max_per_second::float8 as max_per_second,
-       clock_timestamp() as found_at
+       clock_timestamp() as found_at, e.state_changed_at
 from outbox.endpoints e
 cross join lateral (
     select min(case when w.place is not null then w.next_attempt_at when l.seen >= %(look)s::int then now() end) as next_due,

@@ -112,6 +112,21 @@ def drained(place: Place, seconds: float = 120) -> None:
     )
 
 
+def drained_of(place: Place, prefix: str, seconds: float = 120) -> None:
+    """Wait for the deliveries of some workspaces; others' may go on waiting."""
+    until(
+        lambda: place.one(
+            "select not exists (select from outbox.fan_out_queue where starts_with(workspace_id, %s))"
+            " and not exists (select from outbox.open_deliveries where starts_with(workspace_id, %s))",
+            prefix,
+            prefix,
+        ),
+        f"the deliveries of {prefix}",
+        seconds=seconds,
+        every=0.25,
+    )
+
+
 def settled_database(place: Place) -> None:
     """Begin each measured part alike: statistics fresh, no checkpoint about to come."""
     place.db.execute(

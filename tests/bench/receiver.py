@@ -77,6 +77,10 @@ class Receiver:
             return int(text.splitlines()[2].split()[2]) - self.asked
         return int(text)
 
+    def most_at_once(self) -> int:
+        """Give the most requests that any endpoint's path had at once, as this receiver saw it; not nginx."""
+        return int(self.get("/most"))
+
     def arrivals(self) -> list[tuple[str, int]]:
         """Give the event ids that arrived since the last call, each with the nanosecond of its first byte."""
         pairs = (line.split() for line in self.get("/arrivals").splitlines())

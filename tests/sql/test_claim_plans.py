@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from outbox_worker import sqlfiles
+from outbox_worker.lane import WEIGHTS
 from outbox_worker.store import KEYS, LOOK
 
 KEYED, MANY_KEYS, BUSY, PLAIN = (UUID(int=n) for n in range(1, 5))
@@ -78,8 +79,15 @@ def buffers(connection, name, **parameters):
 
 def claim(endpoint_id):
     beginning = ["1970-01-01"]
-    marks = {f"marks{p}": beginning for p in range(3)}
-    return {"endpoint_ids": [endpoint_id], "rooms": [8], "busy": [0], **marks, "lease_token": uuid4()}
+    state = {f"marks{p}": beginning for p in range(3)} | {f"turns{p}": [0] for p in range(3)}
+    return {
+        "endpoint_ids": [endpoint_id],
+        "rooms": [8],
+        "busy": [0],
+        **state,
+        "weights": list(WEIGHTS),
+        "lease_token": uuid4(),
+    }
 
 
 def ordered(endpoint_id, after_key=""):
@@ -98,6 +106,16 @@ def test_a_claim_does_not_walk_what_has_an_ordering_key(backlog):
     assert run(backlog, "claim", **claim(KEYED)) == []
     touched, plan = buffers(backlog, "claim", **claim(KEYED))
     assert touched < 100, plan
+
+
+def test_other_endpoints_pay_nothing_for_ordering(backlog):
+    """A claim touches as many blocks with sixty thousand keyed deliveries of others beside it as without them."""
+    with_others, plan = buffers(backlog, "claim", **claim(PLAIN))
+    with backlog.transaction(force_rollback=True):
+        backlog.execute("delete from outbox.open_deliveries where ordering_key is not null")
+        without, _ = buffers(backlog, "claim", **claim(PLAIN))
+    assert "open_deliveries_ordered_idx" not in plan
+    assert with_others <= without + 20, plan
 
 
 def test_a_claim_of_keys_ends_at_the_room_asked_for(backlog):

@@ -66,9 +66,9 @@ _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 # Blocks without one code point that a domain name may hold (RFC 5892), so no valid name is refused.
 # Not the whole RFC: its tables have 1,273 ranges, and the database must decide the same.
 _NOT_IN_NAMES = (
-    (0x80, 0xB6), (0xB8, 0xDE), (0xF7, 0xF7), (0x1100, 0x11FF), (0x2000, 0x200B), (0x200E, 0x206F),
-    (0x20A0, 0x20CF), (0x2100, 0x214D), (0x2190, 0x2BFF), (0x2E80, 0x3004), (0x3200, 0x33FF),
-    (0xD800, 0xFA0D), (0xFE30, 0xFE6F), (0xFE74, 0xFFFF), (0x1D400, 0x1D7FF), (0x1F000, 0x1FFFF),
+    (0x80, 0xB6), (0xB8, 0xDE), (0xF7, 0xF7), (0x1100, 0x11FF), (0x2000, 0x200B), (0x200E, 0x208E),
+    (0x20A0, 0x20CF), (0x2100, 0x214D), (0x2150, 0x2183), (0x2185, 0x218B), (0x2190, 0x2BFF), (0x2E80, 0x3004), (0x3200, 0x33FF),
+    (0xD800, 0xFA0D), (0xFE10, 0xFE19), (0xFE30, 0xFE6F), (0xFE74, 0xFFFF), (0x1D400, 0x1D7FF), (0x1F000, 0x1FFFF),
     (0xE0000, 0x10FFFF),
 )  # fmt: skip
 
@@ -246,7 +246,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _RESERVED = re.compile(
     r"webhook-.*|user-agent|content-.*|traceparent|tracestate|accept-encoding|cookie2?|set-cookie2?"
     r"|host|connection|keep-alive|te|trailers?|transfer-encoding|upgrade|expect|proxy-.*|http2-settings"
-    r"|metadata|metadata-.*|x-metadata-.*|x-amz-.*|x-aws-.*|x-goog-.*|x-google-.*|x-aliyun-.*"
+    r"|metadata|metadata-.*|x-metadata-.*|x-amz-.*|x-aws-.*|x-goog-.*|x-google-.*|x-aliyun-.*|.*-metadata-(?:token|flavor|request).*"
     r"|x-ms-version|x-ms-agent-name|x-identity-header"
 )
 

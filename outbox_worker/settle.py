@@ -32,7 +32,8 @@ LOCKED_SECONDS = 0.25
 """Wait before what another session's lock prevented is tried again."""
 RELEASED_SECONDS = 0.1
 """Wait before this worker claims again what it gave back."""
-REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.InternalError)
+REFUSED = psycopg.DatabaseError
+"""Whatever is left when the database is not AWAY: a trigger's own SQLSTATE too, ours or somebody else's."""
 
 
 async def settle_loop(store: Store, flights: Flights, lanes: Lanes, stopped: asyncio.Event) -> None:

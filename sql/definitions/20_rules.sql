@@ -8,8 +8,8 @@ language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 declare
     -- Blocks without one code point that a domain name may hold (RFC 5892).
-    not_in_names constant int4multirange := '{[128,182],[184,222],[247,247],[4352,4607],[8192,8203],[8206,8303],
-        [8352,8399],[8448,8525],[8592,11263],[11904,12292],[12800,13311],[55296,64013],[65072,65135],[65140,65535],
+    not_in_names constant int4multirange := '{[128,182],[184,222],[247,247],[4352,4607],[8192,8203],[8206,8334],
+        [8352,8399],[8448,8525],[8528,8579],[8581,8587],[8592,11263],[11904,12292],[12800,13311],[55296,64013],[65040,65049],[65072,65135],[65140,65535],
         [119808,120831],[126976,131071],[917504,1114111]}';
     encoded constant text := substr(label, 5);
     delimiter constant int := coalesce(length(encoded) + 1 - nullif(strpos(reverse(encoded), '-'), 0), 0);
@@ -209,7 +209,7 @@ begin
         elsif key = reserved_key or key collate "C" ~ ('^(webhook-.*|user-agent|content-.*|traceparent|tracestate'
                 '|accept-encoding|cookie2?|set-cookie2?|host|connection|keep-alive|te|trailers?|transfer-encoding|upgrade'
                 '|expect|proxy-.*|http2-settings|metadata|metadata-.*|x-metadata-.*|x-amz-.*|x-aws-.*|x-goog-.*'
-                '|x-google-.*|x-aliyun-.*|x-ms-version|x-ms-agent-name|x-identity-header)$') then
+                '|x-google-.*|x-aliyun-.*|.*-metadata-(token|flavor|request).*|x-ms-version|x-ms-agent-name|x-identity-header)$') then
             return format('%s is reserved; leave it out', name);
         elsif cardinality(array_positions(keys, key)) > 1 then
             return format('%s is given twice, letter case and _ for - aside', name);

@@ -10,7 +10,7 @@ return case
     when endpoint.max_per_second <= 0 or endpoint.max_per_second > 100000 then 'max_per_second must be above 0 and at most 100000, or null'
     when endpoint.timeout not between interval '100 ms' and interval '60 s' then 'timeout must be between 100 ms and 60 s, or null'
     when endpoint.retry_schedule is not null
-         and (cardinality(endpoint.retry_schedule) between 1 and 50 and array_position(endpoint.retry_schedule, null) is null
+         and (array_ndims(endpoint.retry_schedule) = 1 and cardinality(endpoint.retry_schedule) <= 50
               and interval '0 s' < all (endpoint.retry_schedule) and interval '30 days' >= all (endpoint.retry_schedule)) is not true
         then 'retry_schedule must have 1 to 50 delays, each above 0 s and at most 30 days, or be null'
 end;
@@ -43,8 +43,9 @@ begin
         end if;
     end if;
     if tg_op = 'INSERT' or new.event_types is distinct from old.event_types then
-        if cardinality(new.event_types) between 1 and 200 is not true then
-            raise exception 'cannot subscribe endpoint % to % event types', new.endpoint_id, coalesce(cardinality(new.event_types)::text, 'null')
+        if (array_ndims(new.event_types) = 1 and cardinality(new.event_types) <= 200) is not true then
+            raise exception 'cannot subscribe endpoint % to % event types', new.endpoint_id,
+                            case when array_ndims(new.event_types) > 1 then 'an array of arrays of' else coalesce(cardinality(new.event_types)::text, 'null') end
                 using errcode = 'OB007', hint = 'Give 1 to 200 names or patterns, such as {message.*}; {*} is everything.';
         end if;
         foreach pattern in array new.event_types loop
@@ -58,12 +59,18 @@ begin
             end if;
         end loop;
     end if;
-    problem := case when new.filter is not null then outbox.filter_problem(new.filter) end;
+    -- Only what changes is looked at: a rule or a setting that became stricter must not refuse the worker's own updates of
+    -- what was stored before; the worker holds such an endpoint.
+    if tg_op = 'INSERT' or new.filter::text is distinct from old.filter::text then
+        problem := case when new.filter is not null then outbox.filter_problem(new.filter) end;
+    end if;
     if problem is not null then
         raise exception 'cannot store the filter of endpoint %: %', new.endpoint_id, problem
             using errcode = 'OB007', hint = 'Compare a path with a literal, such as $.message.type == "text".';
     end if;
-    problem := outbox.header_names_problem(new.header_names, (select s.signature_header from outbox.settings s));
+    if tg_op = 'INSERT' or new.header_names is distinct from old.header_names then
+        problem := outbox.header_names_problem(new.header_names, (select s.signature_header from outbox.settings s));
+    end if;
     if problem is not null then
         raise exception 'cannot store the header names of endpoint %: %', new.endpoint_id, problem
             using errcode = 'OB006', hint = 'Set headers with outbox.set_endpoint_headers(endpoint_id, headers).';

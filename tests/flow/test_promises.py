@@ -1,5 +1,7 @@
 """Every promise of the product, each by its name, with a real worker, PostgreSQL and HTTP receiver."""
 
+# ruff: noqa: N802  (the ids are the catalogue's)
+
 from __future__ import annotations
 
 import json
@@ -201,7 +203,7 @@ async def test_the_retry_schedule_is_30s_2min_10min_1h_4h_12h_24h_with_up_to_a_t
     assert [step.total_seconds() for step in DEFAULT_SCHEDULE] == [30, 120, 600, 3600, 14400, 43200, 86400]
 
 
-async def test_410_disables_the_endpoint_its_delivery_is_dead_and_its_siblings_are_held(
+async def test_T21_410_disables_the_endpoint_its_delivery_is_dead_and_its_siblings_are_held(
     shop, receiver, working
 ):
     """Gone: disabled at once with an operational event; nothing is lost; resuming delivers what waited."""
@@ -233,7 +235,7 @@ async def test_410_disables_the_endpoint_its_delivery_is_dead_and_its_siblings_a
         await eventually(lambda: state_of(shop, held, gone) == "delivered")
 
 
-async def test_retry_after_is_heard(shop, receiver, working):
+async def test_T22_retry_after_is_heard(shop, receiver, working):
     """429 with Retry-After: the later of schedule and hint, at most 24 h."""
     endpoint, _ = make_endpoint(shop, receiver.url, retry_schedule=SHORT)
     receiver.script("/", status(429, [("Retry-After", "3600")]))

@@ -5,6 +5,8 @@ Guarantee: after a whole run the active private key alone delivers; a run may en
 If it is wrong: an earlier key that has leaked stays in use, or every customer needs a new secret.
 """
 
+# ruff: noqa: N802  (the ids are the catalogue's)
+
 from __future__ import annotations
 
 import pytest
@@ -206,8 +208,8 @@ async def test_an_endpoint_held_for_want_of_a_key_goes_on_after_rekey(
     assert shop.execute("select max(attempt_count) from outbox.deliveries").fetchone() == (1,)
 
 
-def test_a_blob_of_another_endpoint_stays_held(shop, cli, endpoints):
-    """N26: sealing again does not make a copied blob good."""
+def test_N26_a_blob_of_another_endpoint_stays_held(shop, cli, endpoints):
+    """Sealing again does not make a copied blob good."""
     (copied, _), (source, _) = endpoints[1], endpoints[2]
     shop.execute(
         "update outbox.endpoint_vault v set secret = s.secret from outbox.endpoint_vault s where v.endpoint_id = %s and s.endpoint_id = %s",

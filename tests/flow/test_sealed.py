@@ -14,14 +14,15 @@ import pysequoia
 import pytest
 
 from tests.support.factories import make_endpoint, new_key, publish, state_of
+from tests.support.receiver import status
 from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("way", ["update_endpoint", "operator"])
-async def test_url_and_headers_changed_at_once_hold_until_the_secret_is_renewed(
+async def test_N25_url_and_headers_changed_at_once_hold_until_the_secret_is_renewed(
     shop, receiver, working, connect, way
 ):
-    """N25: new headers for the new host do not carry the old secret there; nothing is sent, nothing is charged."""
+    """New headers for the new host do not carry the old secret there; nothing is sent, nothing is charged."""
     endpoint, _ = make_endpoint(
         shop, "https://hooks.example.com/in", headers={"authorization": "Bearer marker"}
     )
@@ -49,8 +50,8 @@ async def test_url_and_headers_changed_at_once_hold_until_the_secret_is_renewed(
     )  # the old one is gone
 
 
-def test_a_url_moved_back_is_held_no_more(shop, receiver):
-    """N25: what was sealed for the origin serves it again; another path of the same origin never held."""
+def test_N25_a_url_moved_back_is_held_no_more(shop, receiver):
+    """What was sealed for the origin serves it again; another path of the same origin never held."""
     endpoint, _ = make_endpoint(shop, f"{receiver.url}a", headers={"x-key": "1"})
     for url, hold in [
         (f"{receiver.url}b?c", None),
@@ -62,8 +63,8 @@ def test_a_url_moved_back_is_held_no_more(shop, receiver):
         assert shop.execute("select hold_reason from outbox.endpoints").fetchone() == (hold,)
 
 
-def test_no_update_ends_the_hold_of_a_moved_url(shop, receiver):
-    """N25: not even the owner's UPDATE of the column; only what the worker could use ends it."""
+def test_N25_no_update_ends_the_hold_of_a_moved_url(shop, receiver):
+    """Not even the owner's UPDATE of the column; only what the worker could use ends it."""
     endpoint, _ = make_endpoint(shop, receiver.url)
     shop.execute(
         "update outbox.endpoints set url = 'https://hooks.example.com/' where endpoint_id = %s", [endpoint]
@@ -137,3 +138,27 @@ async def test_H14_every_kind_of_broken_blob_holds_its_endpoint_and_no_other(
         charged = "select coalesce(sum(attempt_count), 0), count(*) from outbox.open_deliveries"
         await eventually(lambda: shop.execute(charged).fetchone() == (0, len(broken)), 30)
     assert {request.path for request in receiver.requests} == {"/"}
+
+
+async def test_a_signature_header_renamed_to_a_custom_one_holds_that_endpoint_and_stops_no_other(
+    shop, receiver, working
+):
+    """A rule that becomes stricter later: what was stored before is held, and the worker still settles and goes on."""
+    receiver.script("/clash", status(500))
+    clashing, _ = make_endpoint(shop, f"{receiver.url}clash", headers={"x-own": "1"})
+    other, _ = make_endpoint(shop, receiver.url)
+    held = "select hold_reason from outbox.endpoints where endpoint_id = %s"
+    async with working():
+        first = publish(shop)
+        await eventually(lambda: state_of(shop, first, other) == "delivered")
+        shop.execute("update outbox.settings set signature_header = 'X-Own'")
+        # the worker knows the endpoint by its version: this attempt's failure is written to the endpoint's row
+        shop.execute("update outbox.open_deliveries set next_attempt_at = now() where lease_token is null")
+        tried = "select count(*) from outbox.attempts where endpoint_id = %s"
+        await eventually(lambda: shop.execute(tried, [clashing]).fetchone()[0] >= 2)
+    async with working(name="another"):
+        second = publish(shop)
+        await eventually(lambda: state_of(shop, second, other) == "delivered")
+        await eventually(lambda: shop.execute(held, [clashing]).fetchone() == ("secret_unreadable",))
+    assert shop.execute(held, [other]).fetchone() == (None,)
+    shop.execute("select outbox.pause_endpoint(%s)", [clashing])

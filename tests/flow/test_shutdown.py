@@ -1,5 +1,7 @@
 """An orderly end, and what a disorderly one leaves behind."""
 
+# ruff: noqa: N802  (the ids are the catalogue's)
+
 from __future__ import annotations
 
 import asyncio
@@ -184,8 +186,8 @@ async def test_one_result_that_the_database_refuses_blocks_no_other(shop, receiv
     )
 
 
-async def test_an_unreadable_secret_holds_the_endpoint_and_costs_no_attempt(shop, receiver, working):
-    """N26: the blob of one endpoint copied into another's row is refused, others go on, nothing is charged."""
+async def test_N26_an_unreadable_secret_holds_the_endpoint_and_costs_no_attempt(shop, receiver, working):
+    """The blob of one endpoint copied into another's row is refused, others go on, nothing is charged."""
     moved, _ = make_endpoint(shop, receiver.url + "moved")
     intact, _ = make_endpoint(shop, receiver.url + "intact")
     shop.execute(
@@ -205,10 +207,10 @@ async def test_an_unreadable_secret_holds_the_endpoint_and_costs_no_attempt(shop
         await eventually(lambda: state_of(shop, event_id, moved) == "delivered")
 
 
-async def test_a_url_moved_to_another_origin_holds_deliveries_until_the_secret_is_renewed(
+async def test_N25_a_url_moved_to_another_origin_holds_deliveries_until_the_secret_is_renewed(
     shop, receiver, working
 ):
-    """N25: an operator's UPDATE of the URL never sends the old secret or headers to the new host."""
+    """An operator's UPDATE of the URL never sends the old secret or headers to the new host."""
     endpoint, _ = make_endpoint(
         shop, "https://hooks.example.com/in", headers={"authorization": "Bearer marker"}
     )

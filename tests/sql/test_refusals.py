@@ -101,6 +101,7 @@ BAD_VALUES = [
     ({"event_types": []}, "OB007"),
     ({"event_types": ["message.*"] * 201}, "OB007"),
     ({"event_types": [None]}, "OB007"),
+    ({"event_types": [["message.*"], ["order.*"]]}, "OB007"),
     ({"max_in_flight": 0}, "OB011"),
     ({"max_in_flight": 10001}, "OB011"),
     ({"max_per_second": 0}, "OB011"),
@@ -111,6 +112,7 @@ BAD_VALUES = [
     ({"retry_schedule": ["1 s", None]}, "OB011"),
     ({"retry_schedule": ["0 s"]}, "OB011"),
     ({"retry_schedule": ["31 days"]}, "OB011"),
+    ({"retry_schedule": [["1 s"], ["2 s"]]}, "OB011"),
     ({"description": "d" * 2001}, "OB011"),
 ]
 BAD_NULLS = [

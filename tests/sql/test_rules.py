@@ -148,20 +148,61 @@ def test_a_missing_value_or_setting_refuses(rules):
     assert ask(rules, "outbox.event_type_problem(null)")
 
 
-_UPDATES = [row for row in BAD_URLS if row[0].split("-")[0] in {"N24", "U01", "U07", "U20"}]
+BY_CASE = {case: [url for row, url in BAD_URLS if row.split("-")[0] == case] for case, _ in
+           (row.split("-") for row, _ in BAD_URLS)}  # fmt: skip
+COLUMNS = "outbox.endpoints (workspace_id, url, event_types)"
 
 
-@pytest.mark.parametrize(("case", "url"), [pytest.param(*row, id=row[0]) for row in _UPDATES])
-def test_an_update_of_a_url_to_a_hostile_one_is_refused(rules, case, url):
-    """N24: whatever path the change takes, the table itself refuses it, also for a superuser."""
+def inserted(connection, url):
+    connection.execute(f"insert into {COLUMNS} values ('ws', %s, '{{*}}')", [url])
+
+
+def copied(connection, url):
+    with connection.cursor() as cursor, cursor.copy(f"copy {COLUMNS} from stdin") as copy:
+        copy.write_row(("ws", url, ["*"]))
+
+
+def updated(connection, url):
+    connection.execute("update outbox.endpoints set url = %s", [url])
+
+
+def merged(connection, url):
+    connection.execute(
+        "merge into outbox.endpoints e using (select %s::text as url) s on true when matched then update set url = s.url",
+        [url],
+    )
+
+
+@pytest.mark.parametrize("case", BY_CASE)
+def test_no_path_stores_a_hostile_url(rules, case):
+    """INSERT, COPY, UPDATE, MERGE, by superuser, owner and operator, and both functions: the table itself refuses."""
     with rules.transaction(force_rollback=True):
+        rules.execute("update outbox.settings set allow_plain_http = true")
         rules.execute(
-            "insert into outbox.endpoints (workspace_id, url, event_types)"
-            " values ('ws', 'https://a.example/', '{*}')"
+            "insert into outbox.endpoints (workspace_id, url, event_types) values ('ws', 'https://a.example/', '{*}')"
         )
-        with pytest.raises(psycopg.Error, match="cannot store the URL") as refused, rules.transaction():
-            rules.execute("update outbox.endpoints set url = %s", [url])
-        assert refused.value.sqlstate == "OB005"
+        rules.execute("grant outbox_app, outbox_operator, outbox_owner to current_user")
+        known = rules.execute("select endpoint_id from outbox.endpoints").fetchone()[0]
+        ways = {
+            "superuser": ("none", [inserted, copied, updated, merged]),
+            "owner": ("outbox_owner", [inserted, copied, updated, merged]),
+            "operator": ("outbox_operator", [updated]),
+            "app": (
+                "outbox_app",
+                [
+                    lambda c, url: c.execute("select outbox.create_endpoint('ws', %s, '{*}')", [url]),
+                    lambda c, url: c.execute("select outbox.update_endpoint(%s, %s)", [known, url]),
+                ],
+            ),
+        }
+        for who, (role, paths) in ways.items():
+            rules.execute(f"set local role {role}")
+            for url in BY_CASE[case]:
+                for path in paths:
+                    with pytest.raises(psycopg.Error) as refused, rules.transaction():
+                        path(rules, url)
+                    assert refused.value.sqlstate == "OB005", (who, url, refused.value)
+                    assert "cannot store the URL" in refused.value.diag.message_primary
 
 
 @pytest.mark.parametrize(("case", "headers"), [pytest.param(*row, id=row[0]) for row in BAD_HEADER_ROWS])

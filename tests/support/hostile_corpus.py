@@ -30,11 +30,13 @@ MALFORMED_URLS = {
     "U03": ["http://0177.0.0.1/", "http://017700000001/", "http://127.0.0.01/", "http://0000127.0.0.1/"],
     "U04": [
         "http://127.1/", "http://0/", "http://127.0.1/", "http://10.1/", "http://1.2.3.4.5/",
-        "http://256.1.1.1/",
+        "http://256.1.1.1/", "http://1.1.1.1.1/", "http://127.0.0/", "http://00000000000000/", "http://4294967295/",
+        "http://1.2.3.4.0/",
     ],
     "U05": [
         "http://\uff11\uff12\uff17.0.0.1/", "http://127。0。0。1/", "http://ⓔxample.com/",
-        "http://\u0661\u0662\u0667.\u0660.\u0660.\u0661/",
+        "http://\u0661\u0662\u0667.\u0660.\u0660.\u0661/", "http://\u2460\u2461\u2466.0.0.1/",
+        "http://\U0001d7cf\U0001d7d0\U0001d7d5.0.0.1/", "http://127\uff0e0\uff610\uff0e1/",
     ],
     "U06": [
         "http://127.0.0.1./", "http://localhost./", "https://hooks.example.com./", "https://./",
@@ -43,14 +45,17 @@ MALFORMED_URLS = {
     "U08": ["http://[::ffff:127.0.0.1]/", "http://[::127.0.0.1]/", "http://[::FFFF:7f00:1]/"],
     "U09": [
         "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/", "http://[]/", "http://[::1", "http://::1/",
-        "http://[::1]x/",
+        "http://[::1]x/", "http://[fe80::1%25]/", "http://[fe80::1%1]:80/", "http://[::1%]/", "http://fe80::1%eth0/",
+        "http://[::1.2.3.4]/", "http://[0x1::]/", "http://[::1]:/", "http://[::1]:80:80/", "http://[::1]@example.com/",
         "http://[1::2::3]/", "http://[:::]/", "http://[1:2:3:4:5:6:7]/", "http://[1:2:3:4:5:6:7:8:9]/",
         "http://[12345::]/",
         "http://[1:2:3:4:5:6:7::8]/", "http://[a.example]/", "http://[v1.a]/", "http://[[::1]]/",
         "http://x[::1]/",
     ],
     "U10": [
-        "https://user:pw@example.com/", "https://user@example.com/", "https://@example.com/",
+        "https://user:pw@example.com/", "https://example.com:443@evil.example/", "https://example.com:443:@evil.example/",
+        "https://a@b@example.com/", "https://example.com%3a443@evil.example/", "https://x:y@[::1]/",
+        "https://user@example.com/", "https://@example.com/",
         "https://:@example.com/",
     ],
     "U11": [
@@ -83,16 +88,21 @@ MALFORMED_URLS = {
         "https://example.com:0443/", "https://example.com:+443/", "https://example.com:4_43/",
         "https://example.com:\u0664\u0664\u0663/",
         "https://example.com:99999999999999999999/", "https://example.com:443a/",
-        "https://example.com:0x1bb/",
+        "https://example.com:0x1bb/", "https://example.com:/x", "https://example.com:00443/", "https://example.com:443.0/",
+        "https://example.com:4 43/", "https://example.com:%34%34%33/", "https://example.com:\uff14\uff14\uff13/",
+        "https://example.com:?x", "https://example.com:-443/", "https://example.com:1e2/",
     ],
     "U19": ["https://example.com:80:80/", "https://example.com::80/", "https://example.com:443:/"],
     "U21": [
         "https://ex%61mple.com/", "https://example.com%00/", "https://%31%32%37.0.0.1/",
-        "https://example.com%2f/",
+        "https://example.com%2f/", "https://example%2ecom/", "https://example.com%0d%0a/", "https://%5b::1%5d/",
+        "https://example.com%23.evil.example/", "https://example.com%3f/", "https://%00.example.com/",
     ],
     "U22": [
         "https://münchen.example/", "https://ex\u0430mple.com/", "https://example.com/ü",
-        "https://example.com/\u202ecba",
+        "https://example.com/\u202ecba", "https://exa\u00admple.com/", "https://exa\u200bmple.com/",
+        "https://exa\u200dmple.com/", "https://example\u3002com/", "https://example.com\uff0f/", "https://example.com\uff1a443/",
+        "https://\u2102\U0001d54f.com/", "https://fa\u00df.de/", "https://example.com?\u00e9",
     ],
     "U23": [
         "https://example.com/\r\nX: y", "https://example.com/\n", "https://example.com\n",
@@ -100,14 +110,18 @@ MALFORMED_URLS = {
         "https://exam\nple.com/", "\nhttps://example.com/", "https://example.com/\x7f",
         "https://example.com/\x01",
         "https://example.com/\u2028", "https://example.com/\x85", "https://example.com\r",
-        "https://example.com/\n\n",
+        "https://example.com/\n\n", "https://exam\tple.com/", "ht\ntps://example.com/", "https://example.com:44\t3/",
+        "https:/\t/example.com/", "\thttps://example.com/", "https://example.com/\x0b", "https://example.com/\x1f",
+        "https://example.com/?a\rb", "\ufeffhttps://example.com/",
     ],
     "U24": [
         "https://xn--/", "https://xn--.com/", "https://xn--a.com/", "https://xn--0.com/",
         "https://xn--zzzzzzzz.com/",
         "https://a.xn--a-/", "https://xn---abc.com/", "https://xn---tda.com/", "https://xn--99999999999999999999999999.com/",
         "https://www.xn--example-.com/", "https://xn--1lq90ic7f1rc.xn--0/", "https://xn--8g7ccp.com/",
-        "https://xn--a-qgn.com/", "https://xn--wca.com/", "https://xn--ls8h.com/",
+        "https://xn--a-qgn.com/", "https://xn--wca.com/", "https://xn--ls8h.com/", "https://a.xn--fvgdf/", "https://xn--dygcp.com/", "https://xn--127-l00a.com/", "https://xn--586c.com/", "https://XN--mnchen-3ya.example/",
+        "https://xn--mnchen-3ya.xn--/", "https://xn--xn--a-.com/", "https://xn--\u00fc.com/", "https://xn--a_b-c.com/",
+        "https://xn--8rh.com/",
     ],
     "U25": [
         "https://localhost/", "https://metadata/", "https://postgres/", "https://com/",
@@ -119,7 +133,8 @@ MALFORMED_URLS = {
         "https://.example.com/", "https://a_b.example.com/", "https://*.example.com/", "https://a.-b/",
         "https://a,b.com/",
         "https://example.c-/", "https://exa~mple.com/", "https://a.com;b.com/", "https://$(id).com/",
-        "https://'.com/",
+        "https://'.com/", f"https://{'a' * 1000}.com/", f"https://x.{LONG_LABEL}/", "https://a.b..", "https://-.com/",
+        "https://a.com.-/", "https://a!b.com/", "https://a|b.com/", "https://{x}.com/", 'https://a"b.com/', "https://<a>.com/",
     ],
     "U27": ["https://example.123/", "https://a.b.1-2/", "https://example.0xabc/", "https://a.0x/"],
     "U29": [
@@ -130,7 +145,7 @@ MALFORMED_URLS = {
         "HTTPS://Example.com/", "HTTPS://example.com/", "https://Example.com/", "https://example.COM/",
         "Https://example.com/",
         " https://example.com/", "https://example.com/ ", "https:// example.com/", "https://example.com/a b",
-        "https://example.com/\xa0",
+        "https://example.com/\xa0", "hTTps://example.com/", "https://eXample.com:443/", "https://EXAMPLE.COM", "HTTP://127.0.0.1/",
     ],
 }  # fmt: skip
 
@@ -197,6 +212,8 @@ BAD_HEADERS = {
     "H01": [
         [("X-A", "a\r\nX-B: b")], [("X-A", "a\nb")], [("X-A", "a\n")], [("X-A", "\n")], [("X-A", "a\x00")],
         [("X-A", "a\tb")],
+        [("X-A", "a\r\n b")], [("X-A", "a\n\tb")], [("X-A", "\ra")], [("X-A", "a\x0bb")], [("X-A", "a\x85b")], [("X-A", "\ufeffa")],
+        [("X-A", "a\u0130")], [("X-A", "\U0001f600")],
         [("X-A", " a")], [("X-A", "a ")], [("X-A", " ")], [("X-A", "\x7f")], [("X-A", "é")],
         [("X-A", "\u2028")],
     ],
@@ -218,7 +235,7 @@ BAD_HEADERS = {
     "H07": [
         [(name, "a")] for name in (
             "Expect", "Upgrade", "TE", "Trailer", "Proxy-Authorization", "Proxy-Connection",
-            "proxy-anything", "Keep-Alive",
+            "proxy-anything", "Keep-Alive", "Trailers", "Proxy_Connection", "PROXY-AUTHENTICATE", "eXpect", "http2_settings",
             "HTTP2-Settings", "te", "Transfer_Encoding",
         )
     ],
@@ -227,7 +244,7 @@ BAD_HEADERS = {
             "webhook-id", "webhook-signature", "webhook-timestamp", "webhook-attempt", "Webhook_Signature",
             "user-agent",
             "User-Agent", "content-type", "Content-Encoding", "accept-encoding", "cookie", "Set-Cookie",
-            "traceparent",
+            "traceparent", "tracestate", "Cookie2", "Set-Cookie2", "Webhook-Foo", "WEBHOOK-", "EDESY-SIGNATURE", "Content-Language",
             "Edesy-Signature", "edesy_signature",
         )
     ],
@@ -238,9 +255,10 @@ BAD_HEADERS = {
             "X-aws-ec2-metadata-token", "X-aws-ec2-metadata-token-ttl-seconds", "X-Google-Metadata-Request",
             "Metadata-Token",
             "X-Metadata-Token", "X-aliyun-ecs-metadata-token", "X-Identity-Header", "x-ms-version",
-            "Metadata_Flavor",
+            "Metadata_Flavor", "metadata-", "X-Amz-", "X_Goog_Api_Client", "X-aliyun-ecs-metadata-token-ttl-seconds",
+            "X-volc-ecs-metadata-token", "X-Own-Metadata-Flavor", "X-MS-Agent-Name", "X-Google-",
         )
-    ] + [[("Authorization", "Bearer Oracle")], [("authorization", "bearer oracle")]],
+    ] + [[("Authorization", "Bearer Oracle")], [("authorization", "bearer oracle")], [("AUTHORIZATION", "BEARER  Oracle")]],
     "H12": [
         [(f"X-{n}", "a") for n in range(100)], [(f"X-{n}", "a") for n in range(33)], [("X-A", "a" * 200_000)],
         [("X-A", "a" * 4097)], [(f"X-{n}", "a" * 4096) for n in range(4)],
@@ -260,6 +278,7 @@ GOOD_HEADERS = [
     [(f"X-{n}", "a") for n in range(32)],
     [("X-A", "a" * 4096)],
     [("X-A", "a" * 4093), ("X-B", "a" * 4093), ("X-C", "a" * 4093), ("X-D", "a" * 4093)],
+    [("X-Metadata", "a"), ("X-Forwarded-For", "1.2.3.4"), ("Accept-Language", "en"), ("Webhooks", "a"), ("Cookies", "a")],
     [("Test", "a"), ("Hostname", "a"), ("X-Host", "a"), ("Contents", "a"), ("X-Webhook-Id", "a")],
     [("X" * 256, "a")],
 ]  # fmt: skip

@@ -3,6 +3,8 @@
 Guarantee: the hint and the jitter only add, each within its bound.
 """
 
+# ruff: noqa: N802  (the ids are the catalogue's)
+
 from __future__ import annotations
 
 from datetime import timedelta
@@ -50,8 +52,8 @@ def test_jitter_spreads_over_a_tenth():
         (timedelta.max, timedelta(hours=24)),
     ],
 )
-def test_a_hint_counts_between_the_schedule_and_24_hours(hint, expected):
-    """T22: a receiver may ask for more time, never for less, and for a day at most."""
+def test_T22_a_hint_counts_between_the_schedule_and_24_hours(hint, expected):
+    """A receiver may ask for more time, never for less, and for a day at most."""
     assert delay(DEFAULT_SCHEDULE, 2, hint, 0) == expected
 
 

@@ -3,6 +3,8 @@
 Guarantee: every status and every failure has one verdict, and nothing in a response raises.
 """
 
+# ruff: noqa: N802  (the ids are the catalogue's)
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -86,8 +88,8 @@ def test_an_outcome_of_nothing_is_a_bug():
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_a_hint_in_seconds_or_as_a_date_is_read(status):
-    """T22: the four statuses that mean "later", in any letter case, the first header counting."""
+def test_T22_a_hint_in_seconds_or_as_a_date_is_read(status):
+    """The four statuses that mean "later", in any letter case, the first header counting."""
     date = format_datetime(NOW + timedelta(hours=2), usegmt=True).encode()
     assert hint(b"120", status=status) == timedelta(seconds=120)
     assert hint(b" 0 \t", status=status, name=b"RETRY-AFTER") == timedelta(0)
@@ -148,8 +150,8 @@ def test_a_failure_without_an_answer_gives_no_hint():
         (b"Sun, 01 Mar 2026 11:00:00 +9999", None),
     ],
 )
-def test_a_hostile_hint_is_ignored_or_clamped(value, expected):
-    """T20: never below nothing, never above 24 hours, never a crash."""
+def test_T20_a_hostile_hint_is_ignored_or_clamped(value, expected):
+    """Never below nothing, never above 24 hours, never a crash."""
     assert hint(value) == expected
 
 

@@ -15,8 +15,8 @@ import psycopg
 import pysequoia
 import pytest
 
-from tests.support.factories import make_endpoint, new_key, publish, state_of
 from tests.support import receiver as act
+from tests.support.factories import make_endpoint, new_key, publish, state_of
 from tests.support.waiting import eventually
 
 

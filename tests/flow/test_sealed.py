@@ -9,12 +9,14 @@ If it is wrong: a customer's credentials are sent to somebody else.
 
 from __future__ import annotations
 
+import asyncio
+
 import psycopg
 import pysequoia
 import pytest
 
+from tests.support import receiver as act
 from tests.support.factories import make_endpoint, new_key, publish, state_of
-from tests.support.receiver import status
 from tests.support.waiting import eventually
 
 
@@ -144,18 +146,19 @@ async def test_a_signature_header_renamed_to_a_custom_one_holds_that_endpoint_an
     shop, receiver, working
 ):
     """A rule that becomes stricter later: what was stored before is held, and the worker still settles and goes on."""
-    receiver.script("/clash", status(500))
+    renamed = asyncio.Event()
+    receiver.script("/clash", act.hold(renamed, act.status(500)))
     clashing, _ = make_endpoint(shop, f"{receiver.url}clash", headers={"x-own": "1"})
     other, _ = make_endpoint(shop, receiver.url)
     held = "select hold_reason from outbox.endpoints where endpoint_id = %s"
+    failing = "select failing_since is not null from outbox.endpoints where endpoint_id = %s"
     async with working():
         first = publish(shop)
         await eventually(lambda: state_of(shop, first, other) == "delivered")
+        await eventually(lambda: len(receiver.requests) == 2)
         shop.execute("update outbox.settings set signature_header = 'X-Own'")
-        # the worker knows the endpoint by its version: this attempt's failure is written to the endpoint's row
-        shop.execute("update outbox.open_deliveries set next_attempt_at = now() where lease_token is null")
-        tried = "select count(*) from outbox.attempts where endpoint_id = %s"
-        await eventually(lambda: shop.execute(tried, [clashing]).fetchone()[0] >= 2)
+        renamed.set()  # the failure is written to the endpoint's row, under the new rule
+        await eventually(lambda: shop.execute(failing, [clashing]).fetchone() == (True,))
     async with working(name="another"):
         second = publish(shop)
         await eventually(lambda: state_of(shop, second, other) == "delivered")

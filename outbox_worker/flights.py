@@ -92,6 +92,7 @@ class Flights:
         if self.tasks is None:
             raise RuntimeError("deliveries were started outside of fly(): open it first")
         self.on_point("claimed")
+        now = time.monotonic()
         for leased in leases:
             lane = self.lanes.lane(leased.delivery.endpoint_id)
             lane.workspace_id = leased.delivery.workspace_id
@@ -99,11 +100,7 @@ class Flights:
             host = host_of(endpoint.url) if endpoint is not None else ""
             # A claim and a fan-out under way at once, a circuit that opened, a shard that left or a stop meanwhile:
             # more came than may start.
-            if (
-                self.free <= 0
-                or not self.holds(lane.shard)
-                or not self.lanes.admits(lane, host, time.monotonic())
-            ):
+            if self.free <= 0 or not self.holds(lane.shard) or not self.lanes.admits(lane, host, now):
                 self.unstarted.append(leased.delivery)
                 self.settle_wanted.set()
                 continue

@@ -208,8 +208,9 @@ class Gates:
         if was_suspect:
             self.suspects.ended()
         if host:
-            self.hosts[host].ended()
-            if self.hosts[host].at_rest:
+            gate = self.hosts[host]
+            gate.ended()
+            if not gate.in_flight and gate.at_rest:
                 del self.hosts[host]
 
     def answered(self, lane: Lane) -> None:

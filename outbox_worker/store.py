@@ -84,6 +84,16 @@ class Store:
         )
         return rows_to_fanned_out(rows, token)
 
+    async def find_places(self, starts: Sequence[tuple[int, int]], looks: int) -> list[list[tuple[int, int]]]:
+        """Priority and bucket of what waits behind each start, in order, at most so many."""
+        priorities, buckets = ([start[i] for start in starts] for i in range(2))
+        found: list[list[tuple[int, int]]] = [[] for _ in starts]
+        for start, priority, bucket in await self.rows(
+            "find_places", priorities=priorities, buckets=buckets, looks=looks
+        ):
+            found[start - 1].append((priority, bucket))
+        return found
+
     async def slow_filters(self, batch: int) -> list[UUID]:
         """The endpoints whose filters run past their deadline on the head of the queue, found by bisection."""
         suspects = [row[0] for row in await self.rows("filtered_endpoints", batch=batch)]

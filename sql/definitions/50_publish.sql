@@ -50,7 +50,7 @@ begin
     -- One statement checks and queues: each further one would cost the app's commit ten microseconds.
     -- The text is counted, not the stored value: 901 bytes of 1e131071 become 13 MB.
     insert into outbox.fan_out_queue (bucket, priority, event_id, workspace_id, ordering_key)
-    select (hashtext(new.workspace_id) & 255)::smallint, new.priority, new.event_id, new.workspace_id, new.ordering_key
+    select (hashtext(new.workspace_id) >> 16)::smallint, new.priority, new.event_id, new.workspace_id, new.ordering_key
     from outbox.settings s, outbox.event_types t
     where t.name = new.event_type and jsonb_typeof(new.payload) = 'object'
       and octet_length(new.payload::text) <= s.max_payload_bytes
@@ -72,6 +72,7 @@ end
 $$;
 comment on function outbox.accept_event() is
     'Row trigger of outbox.events: refuses what cannot be delivered, queues the rest for the fan-out, wakes a sleeping worker.';
+comment on column outbox.fan_out_queue.bucket is 'Hash of the workspace, 16 bits: the fan-out goes round them.';
 
 create or replace function outbox.keep_event() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp

@@ -23,7 +23,7 @@ create or replace function outbox.is_queued(event outbox.events) returns boolean
 language sql stable security definer set search_path = pg_catalog, outbox, pg_temp
 begin atomic
     select exists (select from outbox.fan_out_queue q
-                   where q.priority = event.priority and q.bucket = (hashtext(event.workspace_id) & 255)::smallint
+                   where q.priority = event.priority and q.bucket = (hashtext(event.workspace_id) >> 16)::smallint
                      and q.event_id = event.event_id);
 end;
 comment on function outbox.is_queued(outbox.events) is 'Whether the event is not fanned out yet.';
@@ -46,7 +46,7 @@ begin
       and not exists (select from outbox.deliveries d
                       where d.event_id = e.event_id and d.event_id = any (open_new.event_ids) and d.endpoint_id = endpoint.endpoint_id)
       and not exists (select from outbox.fan_out_queue q
-                      where q.priority = e.priority and q.bucket = (hashtext(e.workspace_id) & 255)::smallint and q.event_id = e.event_id)
+                      where q.priority = e.priority and q.bucket = (hashtext(e.workspace_id) >> 16)::smallint and q.event_id = e.event_id)
     order by e.event_id
     on conflict on constraint open_deliveries_pkey do nothing;
     get diagnostics opened = row_count;

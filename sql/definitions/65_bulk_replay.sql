@@ -39,7 +39,7 @@ begin
                and not exists (select from outbox.deliveries d where d.event_id = e.event_id and d.endpoint_id = target.endpoint_id)
                and not exists (select from outbox.canceled_events c where c.event_id = e.event_id)
                and not exists (select from outbox.fan_out_queue q
-                               where q.priority = e.priority and q.bucket = (hashtext(e.workspace_id) & 255)::smallint
+                               where q.priority = e.priority and q.bucket = (hashtext(e.workspace_id) >> 16)::smallint
                                  and q.event_id = e.event_id)
         from outbox.events e join outbox.event_types t on t.name = e.event_type
         where e.workspace_id = target.workspace_id and e.event_id >= greatest(events_from, after_id)

@@ -18,7 +18,7 @@ begin
         return says;
     end if;
     if exists (select from outbox.fan_out_queue q
-               where q.priority = ev.priority and q.bucket = (hashtext(ev.workspace_id) & 255)::smallint
+               where q.priority = ev.priority and q.bucket = (hashtext(ev.workspace_id) >> 16)::smallint
                  and q.event_id = ev.event_id) then
         return 'It is not fanned out yet: it waits in line. '
             || case when exists (select from outbox.worker_processes w

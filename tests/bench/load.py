@@ -64,7 +64,7 @@ def add_queued(place: Place, events: int) -> None:
         events,
         place.plan.workspaces,
         "insert into outbox.fan_out_queue (bucket, priority, event_id, workspace_id)"
-        " select hashtext(e.workspace_id) & 255, 1, e.event_id, e.workspace_id from e",
+        " select hashtext(e.workspace_id) >> 16, 1, e.event_id, e.workspace_id from e",
     )
 
 

@@ -18,11 +18,12 @@ from outbox_worker.backoff import DEFAULT_SCHEDULE
 from outbox_worker.claim import claim_once
 from outbox_worker.database import open_pool
 from outbox_worker.endpoint_book import EndpointBook, Entry
-from outbox_worker.fan_out import Reader, fan_out_once
+from outbox_worker.fan_out import fan_out_once
 from outbox_worker.flights import Flights
 from outbox_worker.lane import MOMENTS_A_SECOND
 from outbox_worker.limits import Lanes
 from outbox_worker.model import Endpoint, Outcome, Request
+from outbox_worker.reader import Reader
 from outbox_worker.settle import settle_once
 from outbox_worker.store import Store
 from outbox_worker.sweep import sweep_once

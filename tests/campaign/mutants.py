@@ -56,7 +56,7 @@ MUTANTS = (
         ("receivers late",), ("lost_leases_have_a_cause", "duplicates_are_explained"),
     ),
     Mutant(
-        "polling by id > the last one seen", "outbox_worker/fan_out.py",
+        "polling by id > the last one seen", "outbox_worker/reader.py",
         "        if now - self.swept_at >= self.sweep_pause:\n", "        if False:\n",
         ("calm", "calm", "calm"), ("nothing_lost",),
     ),

@@ -196,3 +196,13 @@ def test_a_fair_fan_out_reads_the_places_it_was_asked_for(backlog):
     touched, plan = buffers(backlog, "fan_out", **parameters)
     assert touched < 5000, plan
     assert "fan_out_queue_fair_idx" in plan
+
+
+def test_finding_who_waits_costs_a_probe_for_each_place(backlog):
+    """Twenty workspaces share a long queue: each is found by one step of the index, whatever it holds."""
+    parameters = {"priorities": [-1], "buckets": [0], "looks": 128}
+    places = [(row[1], row[2]) for row in run(backlog, "find_places", **parameters)]
+    assert places == [(1, bucket) for bucket in range(20)]
+    touched, plan = buffers(backlog, "find_places", **parameters)
+    assert touched < 200, plan
+    assert "Index Only Scan" in plan or "Index Scan" in plan

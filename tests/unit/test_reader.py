@@ -1,7 +1,7 @@
 """The reader of the queue bounds each look, and passes nobody over.
 
 Reads and writes: nothing; the queue is a dictionary.
-Guarantee: however many workspaces wait, a fair round asks for one batch, and every place gets its turn.
+Guarantee: however many workspaces wait, a fair round is bounded, and every place gets its turn.
 If it fails: one statement of the fan-out grows with the number of workspaces, or somebody waits for ever.
 """
 
@@ -11,90 +11,123 @@ from itertools import count
 
 import pytest
 
-from outbox_worker.fan_out import BATCH, BUCKETS, PRIORITIES, RING, SMALLEST, Reader
 from outbox_worker.model import FannedOut
+from outbox_worker.reader import BATCH, BEGINNING, FAIR_BATCH, LOOKS, SMALLEST, Reader
 
-PLACES = {(priority, bucket) for priority in range(PRIORITIES) for bucket in range(BUCKETS)}
+MANY = 10**6
+ROOM = [0, SMALLEST, 10**6]
+"""Free slots: none, few, more than anybody needs."""
 
 
-def fair_reader(batch: int) -> Reader:
+def fair_reader() -> Reader:
     reader = Reader()
-    reader.batch = batch
     reader.fair = True
-    reader.looks_left = len(RING)
     return reader
 
 
-def one_round(reader, queue, seqs):
-    """Ask, and take what waits in `queue` (place to number of events)."""
-    reader.fair = True  # plain rounds between only add to what is seen
-    ask = reader.ask(1.0, 10**6)
+def behind(queue, start):
+    """What sql/queries/find_places.sql finds."""
+    return sorted(place for place, waiting in queue.items() if waiting and place > start)[:LOOKS]
+
+
+def one_round(reader, queue, seqs, free=10**6):
+    """Look for places, ask, and take what waits in `queue` (place to number of events)."""
+    if starts := reader.starts(1.0):
+        reader.looked([behind(queue, start) for start in starts], 1.0, 0.001)
+    ask = reader.ask(1.0, free)
     taken = []
     for priority, bucket, _, quota in ask.shares:
         got = min(quota, queue.get((priority, bucket), 0))
         queue[priority, bucket] = queue.get((priority, bucket), 0) - got
         taken += [(next(seqs), bucket, priority) for _ in range(got)]
-    batch = reader.batch
     reader.learn(ask, FannedOut(taken, [], [], {}, None), 0.01)
-    reader.batch = batch
     return ask, taken
 
 
-BATCHES = [1, 10, SMALLEST, 100, BATCH]
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-def test_a_fair_round_asks_for_no_more_than_a_batch(batch):
-    """The quotas of all places together are one batch, also when every bucket is full."""
-    reader, queue, seqs = fair_reader(batch), dict.fromkeys(PLACES, 10**6), count(1)
-    for _ in range(300):
-        ask, taken = one_round(reader, queue, seqs)
+@pytest.mark.parametrize("waiting", [1, 20, 3 * LOOKS])
+@pytest.mark.parametrize("free", ROOM)
+def test_a_fair_round_is_bounded_however_many_wait(waiting, free):
+    """One event each of so many places, and a small batch beyond: what one more workspace costs is an index probe."""
+    reader, seqs = fair_reader(), count(1)
+    queue = {(1, bucket): MANY for bucket in range(waiting)}
+    for _ in range(50):
+        ask, taken = one_round(reader, queue, seqs, free)
         assert ask.fair
-        assert len(taken) <= sum(quota for *_, quota in ask.shares) <= ask.batch <= batch
+        assert len(taken) <= ask.batch <= 2 * LOOKS + FAIR_BATCH
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("full", [1, 20, BUCKETS])
-def test_every_bucket_is_looked_into_within_a_cycle(batch, full):
-    """An event of any workspace and priority is taken within one cycle, whoever else fills the queue."""
-    reader, seqs = fair_reader(batch), count(1)
-    queue = {(1, bucket): 10**6 for bucket in range(full)}
-    cycle = -(-len(RING) // max(batch // 2, 1))
-    for _ in range(50):  # the full ones are known by now
+@pytest.mark.parametrize("free", ROOM)
+@pytest.mark.parametrize("full", [1, 20, LOOKS - 1])
+def test_a_lone_event_is_taken_in_the_next_round_whoever_fills_the_queue(full, free):
+    """The places that hold events are found anew each round, however little room there is."""
+    reader, seqs = fair_reader(), count(1)
+    queue = {(1, bucket): MANY for bucket in range(full)}
+    for number in range(50):
+        lone = (number % 3, 1000 + number)
+        queue[lone] = 1
+        one_round(reader, queue, seqs, free)
+        assert queue[lone] == 0
+
+
+def test_with_more_places_than_looks_everyone_has_its_turn_in_a_cycle():
+    """A round goes on where the last one stopped, and takes from the beginning, where urgent ones are, beside that."""
+    reader, seqs = fair_reader(), count(1)
+    places = 5 * LOOKS
+    queue = {(1, bucket): MANY for bucket in range(places)}
+    queue[2, 7] = MANY
+    one_round(reader, queue, seqs)
+    before = dict(queue)
+    for _ in range(2 * (places // LOOKS + 2)):
         one_round(reader, queue, seqs)
-    looked = set()
-    for _ in range(cycle):
-        ask, _ = one_round(reader, queue, seqs)
-        looked |= {(priority, bucket) for priority, bucket, *_ in ask.shares}
-    assert looked == PLACES
+    assert all(queue[place] < before[place] for place in queue)
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-def test_urgent_events_of_any_bucket_are_found_twice_as_soon(batch):
-    """Half a cycle and a round look into every urgent place."""
-    reader, seqs, queue = fair_reader(batch), count(1), dict.fromkeys(PLACES, 10**6)
-    half = -(-(len(RING) // 2 + 4) // max(batch // 2, 1)) + 1
-    looked = set()
-    for _ in range(half):
-        ask, _ = one_round(reader, queue, seqs)
-        assert [share[0] for share in ask.shares] == sorted(share[0] for share in ask.shares)
-        looked |= {(priority, bucket) for priority, bucket, *_ in ask.shares if priority == 0}
-    assert looked == {place for place in PLACES if place[0] == 0}
+def test_urgent_events_are_in_every_round():
+    """An urgent event waits for no cycle, however many places of lower priority hold events."""
+    reader, seqs = fair_reader(), count(1)
+    queue = {(1, bucket): MANY for bucket in range(5 * LOOKS)}
+    for number in range(20):
+        queue[0, number] = 1
+        one_round(reader, queue, seqs)
+        assert queue[0, number] == 0
 
 
-def test_a_full_bucket_gets_its_share_beside_others():
-    """Places known to be full share what the looks leave, bulk half as much as normal ones."""
-    reader, seqs = fair_reader(BATCH), count(1)
-    queue = {(1, 3): 10**6, (1, 7): 10**6, (2, 9): 10**6}
+def test_what_is_left_of_a_round_goes_to_places_that_hold_more():
+    """They share it, bulk half as much as normal ones."""
+    reader, seqs = fair_reader(), count(1)
+    queue = {(1, 3): MANY, (1, 7): MANY, (2, 9): MANY}
     for _ in range(20):
         ask, _ = one_round(reader, queue, seqs)
     shares = {(priority, bucket): quota for priority, bucket, _, quota in ask.shares}
-    assert shares[1, 3] == shares[1, 7] == (BATCH - BATCH // 2) // 3
+    assert shares[1, 3] == shares[1, 7] == FAIR_BATCH // 3
     assert shares[2, 9] == shares[1, 3] // 2
 
 
-def test_an_empty_fair_round_ends_the_fair_rounds():
-    """When nothing was found, the next look is at the whole queue: a lone event waits for no cycle."""
-    reader = fair_reader(BATCH)
-    one_round(reader, {}, count(1))
+def test_a_full_plain_look_begins_the_fair_rounds_and_an_empty_queue_ends_them():
+    """When all that waited was taken, the next look is at the whole queue: a lone event waits for no cycle."""
+    reader, seqs = Reader(), count(1)
+    ask = reader.ask(0.1, 10**6)
+    reader.learn(ask, FannedOut([(next(seqs), 5, 1) for _ in range(BATCH)], [], [], {}, None), 0.01)
+    assert reader.fair
+    queue = {(1, 5): 2 * FAIR_BATCH, (1, 6): 1}
+    for _ in range(6):
+        one_round(reader, queue, seqs)
     assert not reader.fair
+    assert not any(queue.values())
+
+
+def test_a_look_that_took_long_is_not_repeated_at_once():
+    """Dead entries that an old snapshot keeps cost a bounded share of the time."""
+    reader = fair_reader()
+    reader.looked([[(1, 1)], [(1, 1)]], 10.0, 0.5)
+    assert reader.starts(11.9) == []
+    assert reader.starts(12.1) == [BEGINNING, BEGINNING]
+
+
+def test_after_a_batch_that_failed_no_round_is_larger_than_the_next_try():
+    """The halves by which a bad event or a slow filter is found stay halves."""
+    reader, seqs = fair_reader(), count(1)
+    queue = {(1, bucket): MANY for bucket in range(100)}
+    reader.batch = 4
+    ask, taken = one_round(reader, queue, seqs)
+    assert len(taken) <= ask.batch <= 8

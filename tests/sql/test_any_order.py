@@ -1,4 +1,4 @@
-"""The SQL interface in any order, from two sessions at once, against the model in tests/support/outbox_model.py.
+"""The SQL interface in any order, from two sessions at once, against the model in tests/support/outbox_*.py.
 
 Reads and writes: one clone of the schema, emptied before each example. pytest --hypothesis-profile=deep tries more.
 Guarantee: after each statement both sessions see exactly what the model says: states, counts, tokens, what may be
@@ -9,6 +9,7 @@ If it crashes: the clone is dropped.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -28,98 +29,24 @@ from outbox_worker.lane import Lane
 from outbox_worker.model import FanOutAsk, Outcome, Room, Settlement, Verdict
 from tests.support import factories
 from tests.support import outbox_model as m
+from tests.support import outbox_people as people
+from tests.support import outbox_workers as workers
+from tests.support.outbox_seen import SEEN, TABLES, shown
 from tests.support.sessions import Session
 
-TABLES = [
-    "fan_out_queue",
-    "canceled_events",
-    "idempotency_keys",
-    "open_deliveries",
-    "finished_deliveries",
-    "kept_deliveries",
-    "recorded_attempts",
-    "late_results",
-    "lost_leases",
-    "operations",
-    "endpoint_vault",
-    "endpoint_versions",
-    "endpoints",
-    "events",
-]
 MESSAGES = ("message.received",)
 EVERYTHING = ("message.received", "order.paid")
-SEEN = """
-select 'delivery', jsonb_build_array(d.event_id, d.endpoint_id), jsonb_build_array(d.state, d.attempt_count, d.failed_count,
-       d.lost_count, d.replay_count, d.priority, d.last_status, case when d.state = 'dead' then d.reason end,
-       case when d.lease_expires_at > clock_timestamp() then 'live' when d.lease_expires_at is not null then 'expired' end,
-       o.lease_token, d.state = 'pending' and d.next_attempt_at > clock_timestamp() + interval '30 minutes')
-from outbox.deliveries d left join outbox.open_deliveries o on o.event_id = d.event_id and o.endpoint_id = d.endpoint_id
-union all
-select 'event', jsonb_build_array(e.event_id), jsonb_build_array(e.workspace_id, e.priority)
-from outbox.events e join outbox.event_types y on y.name = e.event_type and not y.operational
-union all
-select 'queued', jsonb_build_array(q.event_id), jsonb_build_array()
-from outbox.fan_out_queue q join outbox.events e on e.event_id = q.event_id
-join outbox.event_types y on y.name = e.event_type and not y.operational
-union all
-select 'canceled', jsonb_build_array(c.event_id), jsonb_build_array() from outbox.canceled_events c
-union all
-select 'endpoint', jsonb_build_array(p.endpoint_id),
-       jsonb_build_array(p.state, p.version, p.failing_since is not null, v.previous_secret is not null)
-from outbox.endpoints p join outbox.endpoint_vault v on v.endpoint_id = p.endpoint_id
-union all
-select 'attempt', jsonb_build_array(a.event_id, a.endpoint_id, a.attempt_no), jsonb_build_array(a.status)
-from outbox.recorded_attempts a
-union all
-select 'late', jsonb_build_array(l.event_id, l.endpoint_id), jsonb_build_array(l.attempt_no, l.lease_token, l.status)
-from outbox.late_results l
-union all
-select 'lost', jsonb_build_array(l.event_id, l.endpoint_id, l.lease_token, l.attempt_no), jsonb_build_array()
-from outbox.lost_leases l
-"""
 UPDATES = {
-    "cancel": ("state = 'canceled'", "pending", m.cancel_by_update),
-    "replay canceled": ("state = 'pending'", "canceled", m.replay_by_update),
-    "replay dead": ("state = 'pending'", "dead", m.replay_by_update),
-    "retry now": ("next_attempt_at = now()", "pending", m.move),
+    "cancel": ("state = 'canceled'", "pending", people.cancel_by_update),
+    "replay canceled": ("state = 'pending'", "canceled", people.replay_by_update),
+    "replay dead": ("state = 'pending'", "dead", people.replay_by_update),
+    "retry now": ("next_attempt_at = now()", "pending", people.move),
 }
 CHANGES = {
-    "pause": ("pause_endpoint", m.pause),
-    "resume": ("resume_endpoint", m.resume),
-    "rotate": ("rotate_secret", m.rotate),
+    "pause": ("pause_endpoint", people.pause),
+    "resume": ("resume_endpoint", people.resume),
+    "rotate": ("rotate_secret", people.rotate),
 }
-
-
-def shown(kind, key, row):
-    """A row of the model in the words of SEEN."""
-    if kind == "late":
-        return key[1:], row
-    if kind == "lost":
-        return (*key, row), ()
-    values = {
-        "delivery": (
-            [
-                "state",
-                "attempts",
-                "failed",
-                "lost",
-                "replays",
-                "priority",
-                "status",
-                "reason",
-                "lease",
-                "token",
-            ],
-            row,
-        ),
-        "event": (["workspace", "priority"], row),
-        "endpoint": (["state", "version", "failing", "rotated"], row),
-    }
-    if kind == "attempt":
-        return key, (row[0],)
-    names, of = values.get(kind, ((), None))
-    found = tuple(getattr(of, name) for name in names)
-    return key, (*found, row.due == m.LATER) if kind == "delivery" else found
 
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)  # not explain: it takes minutes
@@ -151,11 +78,13 @@ class Outbox(RuleBasedStateMachine):
         for one in self.sessions.values():
             one.connection.rollback()
 
-    @initialize(count=st.integers(1, 4), mine=st.booleans())
-    def something_to_do(self, count, mine):
+    @initialize(count=st.integers(1, 4), mine=st.booleans(), canceled=st.booleans())
+    def something_to_do(self, count, mine, canceled):
         """Events that are fanned out already, so that few steps lead far."""
         for number in range(count):
             self.publish("a", ("ws_1", "message.received"), number % 3, None, 1)
+        if canceled:
+            self.change_event("a", 0, None, "cancel")
         self.fan_out("a", mine)
 
     # ------------------------------------------------------------------ how a statement is run and compared
@@ -264,7 +193,7 @@ class Outbox(RuleBasedStateMachine):
         event = m.Event(workspace, priority)
         got, expected = self.both(
             who,
-            m.publish,
+            people.publish,
             lambda given: (given, event, event_type, stored, content),
             lambda: self.sessions[who].call(query, workspace, event_type, content, key, priority),
         )
@@ -278,7 +207,7 @@ class Outbox(RuleBasedStateMachine):
     )
     def change_event(self, who, event, to, how):
         given = self.event(event), None if to is None else self.endpoints[to]
-        statement = {"replay": m.replay, "cancel": m.cancel}[how]
+        statement = {"replay": people.replay, "cancel": people.cancel}[how]
         self.same(
             who, statement, given, lambda: self.sessions[who].call(f"select outbox.{how}(%s, %s)", *given)
         )
@@ -289,11 +218,11 @@ class Outbox(RuleBasedStateMachine):
         change, where, statement = UPDATES[how]
         query = f"update outbox.deliveries set {change} where endpoint_id = %s and state = '{where}'"
         one = self.endpoints[number]
-        arguments = (one, where) if statement is m.replay_by_update else (one,)
+        arguments = (one, where) if statement is people.replay_by_update else (one,)
         got, expected = self.both(who, statement, arguments, lambda: self.sessions[who].call(query, one))
-        assert statement is m.move or got == expected
+        assert statement is people.move or got == expected
 
-    @rule(who=session, number=endpoint, how=st.sampled_from(["pause", "resume", "resume", "rotate"]))
+    @rule(who=session, number=endpoint, how=st.sampled_from(["pause", "pause", "resume", "rotate"]))
     def change_endpoint(self, who, number, how):
         function, statement = CHANGES[how]
         one = self.endpoints[number]
@@ -310,7 +239,7 @@ class Outbox(RuleBasedStateMachine):
         ask = FanOutAsk(fair=False, mark=0, batch=100)
         got, expected = self.both(
             who,
-            lambda model, name, token: m.fan_out(model, name, token, mine=mine),
+            lambda model, name, token: workers.fan_out(model, name, token, mine=mine),
             lambda fanned: (fanned.handed_over[0].delivery.lease_token if fanned.handed_over else None,),
             lambda: self.sessions[who].work(store.fan_out(ask, room)),
         )
@@ -327,7 +256,7 @@ class Outbox(RuleBasedStateMachine):
         if who in self.model.open:
             room = 100  # what a smaller room leaves of the other priorities stays locked until the end
         one = self.endpoints[endpoint]
-        may = m.claimable(self.model, who, one)
+        may = workers.claimable(self.model, who, one)
         leased = self.sessions[who].work(self.sessions[who].store.claim([(Lane(one), room)]))
         found = {
             (d.event_id, d.endpoint_id, d.attempt_no, d.failed_count, d.priority, d.endpoint_version)
@@ -335,7 +264,7 @@ class Outbox(RuleBasedStateMachine):
         }
         assert found <= may, "only what may be claimed"
         assert len(found) == len(leased) == min(room, len(may)), "all that there is room for, once each"
-        self.model.run(who, m.claim, found, leased[0].delivery.lease_token if leased else None)
+        self.model.run(who, workers.claim, found, leased[0].delivery.lease_token if leased else None)
         self.remember(leased)
 
     @precondition(lambda self: self.leases)
@@ -372,7 +301,7 @@ class Outbox(RuleBasedStateMachine):
         def act():
             return {tuple(row) for row in self.sessions[who].work(self.sessions[who].store.settle(batch))}
 
-        self.same(who, m.settle, (batch,), act)
+        self.same(who, workers.settle, (batch,), act)
 
     @precondition(lambda self: self.leases)
     @rule(who=session, numbers=st.sets(st.integers(0, 9), min_size=1, max_size=3))
@@ -384,7 +313,7 @@ class Outbox(RuleBasedStateMachine):
         def act():
             return {tuple(row) for row in self.sessions[who].work(self.sessions[who].store.release(given))}
 
-        self.same(who, m.release, (keys,), act)
+        self.same(who, workers.release, (keys,), act)
 
     @precondition(lambda self: self.leases)
     @rule(number=st.integers(0, 9))
@@ -398,7 +327,7 @@ class Outbox(RuleBasedStateMachine):
                 " where event_id = %s and endpoint_id = %s",
                 key[1:],
             )
-            self.model.committed[key] = m.replace(row, lease="expired")
+            self.model.committed[key] = replace(row, lease="expired")
 
     @precondition(lambda self: self.leases)
     @rule(who=session, endpoint=endpoint)
@@ -409,12 +338,14 @@ class Outbox(RuleBasedStateMachine):
             rows = self.sessions[who].work(self.sessions[who].store.reap([one]))
             return {(event, n, lost, hopeless) for event, n, _, _, lost, hopeless in rows}
 
-        self.same(who, m.reap, (one,), act)
+        self.same(who, workers.reap, (one,), act)
 
     @precondition(lambda self: self.leases)
     @rule(who=session)
     def cancel_slice(self, who):
-        self.same(who, m.cancel_slice, (), lambda: self.sessions[who].call("select outbox.cancel_slice(100)"))
+        self.same(
+            who, workers.cancel_slice, (), lambda: self.sessions[who].call("select outbox.cancel_slice(100)")
+        )
 
 
 @pytest.fixture(scope="module")
@@ -429,5 +360,5 @@ def test_any_order_of_statements_from_two_sessions_does_what_the_model_says(db, 
     sessions = {name: Session(connect()) for name in "ab"}
     run_state_machine_as_test(
         lambda: Outbox(db, sessions),
-        settings=settings(stateful_step_count=40, suppress_health_check=list(HealthCheck), phases=PHASES),
+        settings=settings(stateful_step_count=50, suppress_health_check=list(HealthCheck), phases=PHASES),
     )

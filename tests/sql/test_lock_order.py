@@ -8,12 +8,14 @@ If it crashes: the clone is dropped.
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from outbox_worker import sqlfiles
 from tests.sql.test_operational import add_leased, reap, settle
-from tests.support.history import add_endpoint, add_event, add_open, delivery, value
+from tests.support.history import add_endpoint, add_event, add_finished, add_open, delivery, value
 from tests.support.waiting import wait_for_lock_wait
 
 
@@ -79,3 +81,54 @@ def test_an_open_transaction_of_an_operator_blocks_neither_cancel_slice_nor_reap
     assert value(worker, "select outbox.cancel_slice(2)") == 2
     assert {delivery(db, event, endpoint)["state"] for event in events} == {"canceled"}
     assert delivery(db, canceled, other)["state"] == "canceled"
+
+
+def test_what_a_person_holds_is_passed_over_by_every_claim_and_release(db, connect):
+    """The ordered claim too; tests/sql/test_any_order.py has the other statements in any order."""
+    endpoint = add_endpoint(db, ordered=True)
+    events = [add_event(db) for _ in range(2)]
+    for number, event in enumerate(events):
+        add_open(db, event, endpoint, ordering_key=f"key {number}", ordering_seq=number)
+    leased, token = add_leased(db, endpoint)
+    person = connect("operator_login")
+    person.execute("begin")
+    person.execute("select outbox.cancel(%s)", [events[0]])
+    person.execute("select outbox.cancel(%s)", [leased])
+
+    worker = connect("worker_login")
+    worker.execute("set lock_timeout = '1ms'")  # whoever waits at all fails here
+    asked = {"endpoint_ids": [endpoint], "rooms": [9], "busy": [0], "after_keys": [""], "look": 9}
+    lease = {"lease_token": uuid4(), "worker_no": 1, "lease_seconds": 60.0}
+    claimed = worker.execute(sqlfiles.read("queries/claim_ordered.sql"), {**asked, **lease}).fetchall()
+    given = {
+        "event_ids": [leased],
+        "endpoint_ids": [endpoint],
+        "workspace_ids": ["ws"],
+        "lease_tokens": [token],
+    }
+    release = sqlfiles.read("queries/release.sql")
+    assert [row[0] for row in claimed if row[0]] == [events[1]]
+    assert worker.execute(release, given).fetchall() == [(leased, endpoint, False, True)]
+    person.execute("rollback")
+    assert worker.execute(release, given).fetchall() == [(leased, endpoint, True, False)]
+
+
+def test_a_slice_of_a_replay_gives_up_on_what_a_person_holds_and_goes_on_later(db, connect):
+    """It waits a second at most, and moves nothing then; the rest of the work is another transaction's."""
+    endpoint = add_endpoint(db)
+    event = add_event(db)
+    add_finished(db, event, endpoint)
+    db.execute(
+        "insert into outbox.operations (kind, workspace_id, endpoint_id, state, parameters) values ('replay', 'ws', %s,"
+        " 'running', jsonb_build_object('since', now() - interval '1 day', 'until', now(), 'phases', '[\"dead\"]'::jsonb))",
+        [endpoint],
+    )
+    person = connect("operator_login")
+    person.execute("begin")
+    person.execute("update outbox.deliveries set state = 'pending' where event_id = %s", [event])
+    worker = connect("worker_login")
+    assert value(worker, "select outbox.replay_slice(10)") == 0
+    assert value(db, "select state from outbox.operations where kind = 'replay'") == "running"
+    person.execute("rollback")
+    assert value(worker, "select outbox.replay_slice(10)") == 1
+    assert delivery(db, event, endpoint)["state"] == "pending"

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], where: dict[str, ob
             if process.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text() if log.exists() else "nothing"
                 raise AssertionError(f"starting pgbouncer: {error}; its log says: {said}") from error
-            time.sleep(0.02)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
         else:
             return

@@ -56,6 +56,11 @@ OPTIONS = {
 SMALL = {"fsync": "off", "shared_buffers": "16MB"}
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Each process of `-n auto` starts a server of its own; on a named one they would share its login roles."""
+    return 1 if os.environ.get("OUTBOX_DATABASE_URL") else min(os.cpu_count() or 1, 4)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A running PostgreSQL and a superuser on it."""

@@ -6,9 +6,9 @@ import asyncio
 from types import SimpleNamespace
 
 import outbox_worker.upkeep
-from outbox_worker.reader import SWEEP_PAUSE_MOST, Reader
 from outbox_worker.model import FannedOut, FanOutAsk
 from outbox_worker.presence import Presence
+from outbox_worker.reader import SWEEP_PAUSE_MOST, Reader
 from tests.support.waiting import eventually
 
 

@@ -69,7 +69,7 @@ def test_the_two_commands_are_the_first_sh_blocks():
     first = re.search(r"```sh\n(.*?)```", README, re.DOTALL)[1]
     develop = re.search(r"```sh\n(.*?)```", README.split("## Develop")[1], re.DOTALL)[1]
     assert first.strip().endswith("outbox-worker demo")
-    assert develop.strip().endswith("pytest")
+    assert develop.strip().endswith(".venv/bin/pytest -n auto")
 
 
 def test_every_recipe_is_linked_and_what_is_shown_of_it_is_the_file():

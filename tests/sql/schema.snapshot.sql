@@ -53,6 +53,105 @@ CREATE FUNCTION outbox.close_open(event_ids uuid[], endpoint_ids uuid[], reason 
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan';
 
+CREATE TABLE outbox.canceled_events (
+    event_id uuid NOT NULL,
+    workspace_id text NOT NULL,
+    canceled_by text DEFAULT SESSION_USER NOT NULL,
+    canceled_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+CREATE TABLE outbox.events (
+    event_id uuid DEFAULT outbox.uuid7() NOT NULL,
+    workspace_id text NOT NULL,
+    event_type text NOT NULL,
+    payload jsonb NOT NULL,
+    ordering_key text,
+    priority smallint DEFAULT 1 NOT NULL,
+    deliver_at timestamp with time zone,
+    traceparent text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT events_ordering_key_check CHECK (((length(ordering_key) >= 1) AND (length(ordering_key) <= 200))),
+    CONSTRAINT events_priority_check CHECK (((priority >= 0) AND (priority <= 2))),
+    CONSTRAINT events_traceparent_check CHECK ((traceparent ~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'::text)),
+    CONSTRAINT events_workspace_id_check CHECK (((length(workspace_id) >= 1) AND (length(workspace_id) <= 200)))
+)
+PARTITION BY RANGE (event_id);
+
+CREATE TABLE outbox.fan_out_queue (
+    seq bigint NOT NULL,
+    bucket smallint NOT NULL,
+    priority smallint NOT NULL,
+    event_id uuid NOT NULL,
+    workspace_id text NOT NULL,
+    ordering_key text
+)
+WITH (fillfactor='100', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE outbox.kept_events (
+    event_id uuid DEFAULT outbox.uuid7() NOT NULL,
+    workspace_id text NOT NULL,
+    event_type text NOT NULL,
+    payload jsonb NOT NULL,
+    ordering_key text,
+    priority smallint DEFAULT 1 NOT NULL,
+    deliver_at timestamp with time zone,
+    traceparent text,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT events_ordering_key_check CHECK (((length(ordering_key) >= 1) AND (length(ordering_key) <= 200))),
+    CONSTRAINT events_priority_check CHECK (((priority >= 0) AND (priority <= 2))),
+    CONSTRAINT events_traceparent_check CHECK ((traceparent ~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'::text)),
+    CONSTRAINT events_workspace_id_check CHECK (((length(workspace_id) >= 1) AND (length(workspace_id) <= 200)))
+);
+
+CREATE VIEW outbox.known_events AS
+ SELECT events.event_id,
+    events.workspace_id,
+    events.event_type,
+    events.payload,
+    events.ordering_key,
+    events.priority,
+    events.deliver_at,
+    events.traceparent,
+    events.created_at
+   FROM outbox.events
+UNION ALL
+ SELECT kept_events.event_id,
+    kept_events.workspace_id,
+    kept_events.event_type,
+    kept_events.payload,
+    kept_events.ordering_key,
+    kept_events.priority,
+    kept_events.deliver_at,
+    kept_events.traceparent,
+    kept_events.created_at
+   FROM outbox.kept_events;
+
+CREATE TABLE outbox.open_deliveries (
+    event_id uuid NOT NULL,
+    endpoint_id uuid NOT NULL,
+    workspace_id text NOT NULL,
+    priority smallint NOT NULL,
+    next_attempt_at timestamp with time zone NOT NULL,
+    attempt_count integer DEFAULT 0 NOT NULL,
+    failed_count smallint DEFAULT 0 NOT NULL,
+    lost_count smallint DEFAULT 0 NOT NULL,
+    replay_count smallint DEFAULT 0 NOT NULL,
+    last_status smallint,
+    leased_by integer,
+    lease_token uuid,
+    lease_expires_at timestamp with time zone,
+    last_error text,
+    ordering_key text,
+    ordering_seq bigint,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT open_deliveries_check CHECK (((ordering_key IS NULL) = (ordering_seq IS NULL)))
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+CREATE FUNCTION outbox.could_be_sent_twice(until timestamp with time zone DEFAULT now()) RETURNS TABLE(event_id uuid, endpoint_id uuid, workspace_id text, event_type text, state text, attempt_count integer, next_attempt_at timestamp with time zone, created_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
 CREATE FUNCTION outbox.count_replay(endpoint_id uuid, since timestamp with time zone, until timestamp with time zone DEFAULT now(), states text[] DEFAULT '{dead}'::text[]) RETURNS bigint
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
@@ -140,23 +239,6 @@ CREATE FUNCTION outbox.event_id_floor(at timestamp with time zone) RETURNS uuid
 CREATE FUNCTION outbox.event_id_time(event_id uuid) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE;
 
-CREATE TABLE outbox.events (
-    event_id uuid DEFAULT outbox.uuid7() NOT NULL,
-    workspace_id text NOT NULL,
-    event_type text NOT NULL,
-    payload jsonb NOT NULL,
-    ordering_key text,
-    priority smallint DEFAULT 1 NOT NULL,
-    deliver_at timestamp with time zone,
-    traceparent text,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT events_ordering_key_check CHECK (((length(ordering_key) >= 1) AND (length(ordering_key) <= 200))),
-    CONSTRAINT events_priority_check CHECK (((priority >= 0) AND (priority <= 2))),
-    CONSTRAINT events_traceparent_check CHECK ((traceparent ~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'::text)),
-    CONSTRAINT events_workspace_id_check CHECK (((length(workspace_id) >= 1) AND (length(workspace_id) <= 200)))
-)
-PARTITION BY RANGE (event_id);
-
 CREATE FUNCTION outbox.event_of(event_id uuid) RETURNS outbox.events
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
@@ -167,45 +249,6 @@ CREATE FUNCTION outbox.event_type_problem(name text) RETURNS text
 CREATE FUNCTION outbox.explain_delivery(event_id uuid, endpoint_id uuid) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
-
-CREATE TABLE outbox.kept_events (
-    event_id uuid DEFAULT outbox.uuid7() NOT NULL,
-    workspace_id text NOT NULL,
-    event_type text NOT NULL,
-    payload jsonb NOT NULL,
-    ordering_key text,
-    priority smallint DEFAULT 1 NOT NULL,
-    deliver_at timestamp with time zone,
-    traceparent text,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT events_ordering_key_check CHECK (((length(ordering_key) >= 1) AND (length(ordering_key) <= 200))),
-    CONSTRAINT events_priority_check CHECK (((priority >= 0) AND (priority <= 2))),
-    CONSTRAINT events_traceparent_check CHECK ((traceparent ~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$'::text)),
-    CONSTRAINT events_workspace_id_check CHECK (((length(workspace_id) >= 1) AND (length(workspace_id) <= 200)))
-);
-
-CREATE VIEW outbox.known_events AS
- SELECT events.event_id,
-    events.workspace_id,
-    events.event_type,
-    events.payload,
-    events.ordering_key,
-    events.priority,
-    events.deliver_at,
-    events.traceparent,
-    events.created_at
-   FROM outbox.events
-UNION ALL
- SELECT kept_events.event_id,
-    kept_events.workspace_id,
-    kept_events.event_type,
-    kept_events.payload,
-    kept_events.ordering_key,
-    kept_events.priority,
-    kept_events.deliver_at,
-    kept_events.traceparent,
-    kept_events.created_at
-   FROM outbox.kept_events;
 
 CREATE FUNCTION outbox.explain_missing(ev outbox.known_events, endpoint outbox.endpoints) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -231,6 +274,22 @@ CREATE FUNCTION outbox.header_problem(headers jsonb, signature_header text DEFAU
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE TABLE outbox.home (
+    only_row boolean DEFAULT true NOT NULL,
+    system_identifier bigint NOT NULL,
+    database_oid oid NOT NULL,
+    timeline bigint NOT NULL,
+    held_because text,
+    reason text,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT home_only_row_check CHECK (only_row)
+);
+
+CREATE FUNCTION outbox.here() RETURNS outbox.home
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
 CREATE TABLE outbox.partition_registry (
     parent text NOT NULL,
     name text NOT NULL,
@@ -250,6 +309,10 @@ CREATE FUNCTION outbox.hold_endpoint(endpoint_id uuid, version integer) RETURNS 
 
 CREATE FUNCTION outbox.hold_of(state text, state_reason text, hold_reason text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION outbox.hold_restored() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
 
 CREATE FUNCTION outbox.host_problem(host text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -291,16 +354,6 @@ CREATE FUNCTION outbox.is_ipv4_literal(host text) RETURNS boolean
 CREATE FUNCTION outbox.is_ipv6_literal(host text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
-CREATE TABLE outbox.fan_out_queue (
-    seq bigint NOT NULL,
-    bucket smallint NOT NULL,
-    priority smallint NOT NULL,
-    event_id uuid NOT NULL,
-    workspace_id text NOT NULL,
-    ordering_key text
-)
-WITH (fillfactor='100', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
-
 CREATE FUNCTION outbox.is_queued(event outbox.events) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
@@ -319,6 +372,10 @@ CREATE FUNCTION outbox.make_partition(parent text, lower_bound timestamp with ti
 CREATE FUNCTION outbox.mask_url(url text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
+CREATE FUNCTION outbox.move_in() RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
 CREATE FUNCTION outbox.move_kept(parent text, from_id uuid, to_id uuid, dead_since timestamp with time zone, size integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
@@ -330,28 +387,6 @@ CREATE FUNCTION outbox.new_secret() RETURNS text
 CREATE FUNCTION outbox.open_new(event_ids uuid[], endpoint outbox.endpoints, new_priority smallint) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
-
-CREATE TABLE outbox.open_deliveries (
-    event_id uuid NOT NULL,
-    endpoint_id uuid NOT NULL,
-    workspace_id text NOT NULL,
-    priority smallint NOT NULL,
-    next_attempt_at timestamp with time zone NOT NULL,
-    attempt_count integer DEFAULT 0 NOT NULL,
-    failed_count smallint DEFAULT 0 NOT NULL,
-    lost_count smallint DEFAULT 0 NOT NULL,
-    replay_count smallint DEFAULT 0 NOT NULL,
-    last_status smallint,
-    leased_by integer,
-    lease_token uuid,
-    lease_expires_at timestamp with time zone,
-    last_error text,
-    ordering_key text,
-    ordering_seq bigint,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT open_deliveries_check CHECK (((ordering_key IS NULL) = (ordering_seq IS NULL)))
-)
-WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
 CREATE TABLE outbox.settings (
     only_row boolean DEFAULT true NOT NULL,
@@ -482,6 +517,10 @@ CREATE FUNCTION outbox.register_event_type(name text, description text, schema j
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
 
+CREATE FUNCTION outbox.release_restored(cancel_until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
 CREATE FUNCTION outbox.reopen(event_ids uuid[], endpoint_ids uuid[], states text[], new_priority smallint, due timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
@@ -591,6 +630,10 @@ CREATE FUNCTION outbox.url_problem(url text, allowed_ports integer[], allow_plai
 
 CREATE FUNCTION outbox.wake_owners(endpoint_ids uuid[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
+CREATE FUNCTION outbox.why_held() RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
 
 CREATE TABLE outbox.endpoint_versions (
@@ -811,13 +854,6 @@ CREATE VIEW outbox.backlog AS
           WHERE ((d.endpoint_id = n.endpoint_id) AND (d.workspace_id = n.workspace_id))) o)
      LEFT JOIN outbox.endpoint_reports r ON (((r.endpoint_id = n.endpoint_id) AND (r.workspace_id = n.workspace_id))))
   WHERE (o.waiting > 0);
-
-CREATE TABLE outbox.canceled_events (
-    event_id uuid NOT NULL,
-    workspace_id text NOT NULL,
-    canceled_by text DEFAULT SESSION_USER NOT NULL,
-    canceled_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
-);
 
 CREATE TABLE outbox.finished_deliveries (
     event_id uuid NOT NULL,
@@ -1398,6 +1434,9 @@ ALTER TABLE ONLY outbox.fan_out_queue
 
 ALTER TABLE ONLY outbox.finished_deliveries
     ADD CONSTRAINT finished_deliveries_pkey PRIMARY KEY (event_id, endpoint_id, workspace_id);
+
+ALTER TABLE ONLY outbox.home
+    ADD CONSTRAINT home_pkey PRIMARY KEY (only_row);
 
 ALTER TABLE ONLY outbox.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (workspace_id, idempotency_key);

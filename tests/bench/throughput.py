@@ -17,8 +17,12 @@ from tests.bench.waits import until
 if TYPE_CHECKING:
     from tests.bench.place import Place, Worker
 
-GUESS = 3000
+GUESS = 6000
 """Deliveries per second, to size a round."""
+DISK = """
+select sum(pg_total_relation_size(i.inhrelid)) from pg_inherits i
+where i.inhparent in ('outbox.events'::regclass, 'outbox.finished_deliveries'::regclass, 'outbox.recorded_attempts'::regclass)
+"""
 
 
 def run(plan: Plan) -> Report:
@@ -42,7 +46,9 @@ def arm(plan: Plan, seconds: float, *, rounds: int, tls: bool) -> list[dict[str,
         load.make_endpoints(place, url)
         with place.worker(**extra) as worker:
             load.warm_up(place)
-            return [drain(place, worker, events) for _ in range(rounds)]
+            found = [drain(place, worker, events) for _ in range(rounds)]
+        found[-1]["disk"] = place.one(DISK) / place.one("select count(*) from outbox.recorded_attempts")
+        return found
 
 
 def drain(place: Place, worker: Worker, events: int) -> dict[str, float]:
@@ -83,4 +89,5 @@ def figures_of(name: str, rounds: list[dict[str, float]], reach: str) -> list[Fi
         Figure(
             f"CPU of PostgreSQL, {name}", median([r["server_cpu_per_1000"] for r in rounds]), "s per 1,000"
         ),
+        Figure(f"disk with all indexes, {name}", rounds[-1]["disk"], "bytes a delivery"),
     ]

@@ -299,7 +299,9 @@ class Outbox(RuleBasedStateMachine):
 
     def record(self, who, batch):
         def act():
-            return {tuple(row) for row in self.sessions[who].work(self.sessions[who].store.settle(batch))}
+            rows = self.sessions[who].work(self.sessions[who].store.settle(batch))
+            named = [(batch[place - 1].delivery, rest) for place, *rest in rows]
+            return {(delivery.event_id, delivery.endpoint_id, *rest) for delivery, rest in named}
 
         self.same(who, workers.settle, (batch,), act)
 

@@ -26,7 +26,8 @@ class ScriptedStore:
         self.held, self.done = set(held), []
 
     async def settle(self, batch):
-        return [(*self._try(s.delivery), False) for s in batch]
+        tried = [self._try(s.delivery) for s in batch]
+        return [(place, applied, locked, False) for place, (_, _, applied, locked) in enumerate(tried, 1)]
 
     async def release(self, batch):
         return [self._try(d) for d in batch]

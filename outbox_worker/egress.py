@@ -2,7 +2,7 @@
 
 Reads: its arguments. Writes: nothing.
 Guarantee: no spelling of a numeric address passes as a host name; an address passes only if our own table
-calls it public, and a metadata address never does; sql/definitions/20_rules.sql decides the same about URLs
+calls it public, and a metadata address never does; sql/definitions/20_url_rules.sql decides the same about URLs
 and headers.
 If it is wrong: a customer reaches our own network.
 """

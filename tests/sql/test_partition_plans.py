@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from outbox_worker import sqlfiles
+from outbox_worker.lane import WEIGHTS
 
 WEEKS = 45
 BATCH = 50
@@ -97,6 +98,8 @@ def claim(connection):
         "rooms": [8] * len(ids),
         "busy": [0] * len(ids),
         **{f"marks{priority}": ["1970-01-01"] * len(ids) for priority in range(3)},
+        **{f"turns{priority}": [0] * len(ids) for priority in range(3)},
+        "weights": list(WEIGHTS),
         "lease_token": uuid4(),
     }
 

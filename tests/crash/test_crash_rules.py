@@ -77,7 +77,9 @@ async def test_a_lease_is_measured_from_before_its_claim_was_sent(monkeypatch):
         clock[0] += 30
         return []
 
-    some = SimpleNamespace(free=5, start=lambda _leases, claimed_before: begun.append(claimed_before))
+    some = SimpleNamespace(
+        free=5, handing_over=0, claiming=0, start=lambda _leases, claimed_before: begun.append(claimed_before)
+    )
     lanes = SimpleNamespace(
         plan=lambda *_: [(SimpleNamespace(keyed=False, endpoint_id=1), 5)], claimed=lambda *_: None
     )

@@ -228,13 +228,17 @@ def test_a_question_about_any_time_costs_index_probes(history, question):
 
 @pytest.mark.parametrize("other", [{}, {"workspace": "ws_17"}], ids=str)
 def test_the_search_for_an_indexed_value_scans_nothing(history, other):
-    """What outbox-worker search sends for an order number is answered by the index in every partition."""
+    """What outbox-worker search sends for an order number is answered by the index in every partition.
+
+    PostgreSQL 15 then probes each partition's key for each event found, later ones the event's own.
+    """
     condition = Condition({"limit": 50, "path": "$.order.id[*]"})
     for name, one in {"jsonpath": '$.order.id == "A-77"', "values": '["A-77"]', **other}.items():
         condition.add(name, one)
     nodes = nodes_of(history, condition.query(), condition.values)
     assert scans(nodes) == []
-    assert partitions_touched(nodes)["finished_deliveries"] <= 1
+    if history.info.server_version >= 160000:
+        assert partitions_touched(nodes)["finished_deliveries"] <= 1
 
 
 OF_NOW = {

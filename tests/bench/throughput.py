@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GUESS = 6000
 """Deliveries per second, to size a round."""
 DISK = """
-select sum(pg_total_relation_size(i.inhrelid)) from pg_inherits i
+select sum(pg_total_relation_size(i.inhrelid))::float8 from pg_inherits i
 where i.inhparent in ('outbox.events'::regclass, 'outbox.finished_deliveries'::regclass, 'outbox.recorded_attempts'::regclass)
 """
 

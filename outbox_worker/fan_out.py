@@ -36,6 +36,9 @@ LITTLE_ROOM = 0.1
 ROOM_SECONDS = 0.05
 ROOM_SECONDS_FAIR = 0.01
 """While many wait, a lone event may be among them, for an endpoint that has room."""
+LITTLE = 64
+GATHER_SECONDS = 0.003
+"""Wait for more after a look that took so few events: each look and each bell costs as much as for a batch."""
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -58,6 +61,8 @@ async def fan_out_loop(
         if count:
             await while_database_returns(wakeups.disarm)
             pass_on(await while_database_returns(wakeups.seen), wanted)
+            if count < LITTLE and not stopping.is_set():
+                await asyncio.sleep(GATHER_SECONDS)  # what comes meanwhile is one batch, and rings no bell
             continue
         armed = await while_database_returns(wakeups.arm)
         if armed and await fan_out_once(store, flights, lanes, shards, reader):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from outbox_worker.store import Store
 
 MOST_AT_ONCE = 400
+LITTLE = 64
+GATHER_SECONDS = 0.003
+"""Wait for more when so few results are there: nobody waits for a record, and a commit costs as much for one."""
 LOCKED_SECONDS = 0.25
 """Wait before what another session's lock prevented is tried again."""
 RELEASED_SECONDS = 0.1
@@ -53,6 +56,8 @@ async def settle_loop(store: Store, flights: Flights, lanes: Lanes, stopped: asy
             locked.clear()
             held.clear()
         while flights.unsettled or flights.unstarted:
+            if len(flights.unsettled) < LITTLE and not stopped.is_set():
+                await asyncio.sleep(GATHER_SECONDS)  # one commit for what ends within a moment, not one each
             if not locked and not held:
                 again_at = time.monotonic() + LOCKED_SECONDS
             locked += await settle_once(store, flights, lanes)

@@ -61,7 +61,7 @@ async def fan_out_loop(
         if count:
             await while_database_returns(wakeups.disarm)
             pass_on(await while_database_returns(wakeups.seen), wanted)
-            if count < LITTLE and not stopping.is_set():
+            if count < LITTLE and not reader.fair and not stopping.is_set():
                 await asyncio.sleep(GATHER_SECONDS)  # what comes meanwhile is one batch, and rings no bell
             continue
         armed = await while_database_returns(wakeups.arm)

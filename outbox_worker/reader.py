@@ -24,7 +24,7 @@ SMALLEST = 16
 """Events taken however little room there is: what nobody here has room for may be another worker's."""
 LOOKS = 256
 """Places taken from in one fair round for one event each, at the beginning and where the last round stopped."""
-FAIR_BATCH = 64
+FAIR_BATCH = 32
 """Events of a fair round beyond these, for places that hold more: a round must be short, since a lone event waits for it."""
 BULK = 2
 BEGINNING: Place = (-1, 0)

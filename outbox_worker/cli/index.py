@@ -278,9 +278,7 @@ def with_lock(connection: Connection, statement: sql.Composed, doing: str) -> No
                     f"{doing}: another session's transaction held a lock that it needs, {LOCK_TRIES} times over. What is built "
                     "stays. End that transaction (pg_stat_activity, the oldest by xact_start) and run this again."
                 ) from error
-            time.sleep(
-                LOCK_SECONDS
-            )  # whoever queued behind has its turn; nothing signals that the lock is free
+            time.sleep(LOCK_SECONDS)  # who queued behind has its turn; nothing signals a free lock
         else:
             return
 

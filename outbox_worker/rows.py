@@ -1,6 +1,6 @@
 """Rows: what the statements return and take, turned into nouns and back.
 
-Reads: rows of sql/queries by position. Writes: parameters of settle.sql.
+Reads: rows of sql/queries by position. Writes: parameters of claim.sql and settle.sql.
 Guarantee: text that PostgreSQL cannot store (NUL) never reaches a parameter; bodies stay bytes.
 If it is wrong: a batch is refused by the database, and settle finds the one at fault.
 """
@@ -11,11 +11,14 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from outbox_worker.lane import WEIGHTS
 from outbox_worker.model import Delivery, FannedOut, Leased, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
+
+    from outbox_worker.lane import Lane
 
 Row = tuple[Any, ...]
 NULL = "NULL"
@@ -23,10 +26,11 @@ NULL = "NULL"
 
 def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
     result = FannedOut([], [], [], {}, rows[0][14] if rows else datetime.now(UTC))
+    bodies = {row[0]: row[11] for row in rows if row[11] is not None}  # told once an event
     seen = set()
     for row in rows:
         (seq, bucket, queued_priority, endpoint_id, shard, handed_over, due, event_id, workspace_id) = row[:9]
-        (event_type, version, body, traceparent, created_at, claimed_at, cap, per_second, changed) = row[9:]
+        (event_type, version, _body, traceparent, created_at, claimed_at, cap, per_second, changed) = row[9:]
         if seq not in seen:
             seen.add(seq)
             result.taken.append((seq, bucket, queued_priority))
@@ -45,7 +49,7 @@ def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
             failed_count=0,
             endpoint_version=version,
             lease_token=token,
-            body=body,
+            body=bodies[seq],
             traceparent=traceparent,
             priority=queued_priority,
             created_at=created_at,
@@ -53,6 +57,20 @@ def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
         )
         result.handed_over.append(Leased(delivery, due, claimed_at))
     return result
+
+
+def claim_parameters(asks: Sequence[tuple[Lane, int]]) -> dict[str, str]:
+    """Whom a claim asks for, and where it goes on, as arrays in PostgreSQL's own literals (see settle_parameters)."""
+    lanes = [lane for lane, _ in asks]
+    parameters = {
+        "endpoint_ids": array([lane.endpoint_id.hex for lane in lanes]),
+        "rooms": array([str(room) for _, room in asks]),
+        "busy": array([str(lane.in_flight) for lane in lanes]),
+    }
+    for priority in range(len(WEIGHTS)):
+        parameters[f"marks{priority}"] = array([f'"{lane.marks[priority].isoformat()}"' for lane in lanes])
+        parameters[f"turns{priority}"] = array([str(lane.turns[priority]) for lane in lanes])
+    return parameters
 
 
 def settle_parameters(settlements: Sequence[Settlement]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from outbox_worker import sqlfiles
 from outbox_worker.database import borrow
 from outbox_worker.errors import RestoredCopy
 from outbox_worker.lane import WEIGHTS
-from outbox_worker.rows import Row, leased, rows_to_fanned_out, settle_parameters
+from outbox_worker.rows import Row, claim_parameters, leased, rows_to_fanned_out, settle_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,15 +138,7 @@ class Store:
         token = uuid4()
         rows = await self.rows(
             "claim",
-            endpoint_ids=[lane.endpoint_id for lane, _ in asks],
-            rooms=[room for _, room in asks],
-            busy=[lane.in_flight for lane, _ in asks],
-            marks0=[lane.marks[0] for lane, _ in asks],
-            marks1=[lane.marks[1] for lane, _ in asks],
-            marks2=[lane.marks[2] for lane, _ in asks],
-            turns0=[lane.turns[0] for lane, _ in asks],
-            turns1=[lane.turns[1] for lane, _ in asks],
-            turns2=[lane.turns[2] for lane, _ in asks],
+            **claim_parameters(asks),
             weights=list(WEIGHTS),
             lease_token=token,
             worker_no=self.worker_no,

@@ -5,9 +5,10 @@
 -- index:   open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at): keyed ones are not walked
 -- hazard:  the CTE must be the one that locks: rows locked by another session are skipped, never waited for. Lease
 --          columns are in no index, so the update is HOT. Without the turns of earlier claims an endpoint with little room
---          would never get to what is less urgent.
+--          would never get to what is less urgent. The update goes where the row lies, not through the key again: a row that
+--          another session changed after this statement began is locked but not seen there, and left for the next claim.
 with picked as materialized (
-    select d.event_id, d.endpoint_id, d.workspace_id, a.version
+    select d.place, a.version
     from (
         select u.endpoint_id, greatest(least(u.room, e.max_in_flight - u.busy), 0) as room, u.mark0, u.mark1, u.mark2,
                u.turn0, u.turn1, u.turn2, e.version
@@ -18,28 +19,28 @@ with picked as materialized (
                       where e.endpoint_id = u.endpoint_id and e.state = 'active' and e.hold_reason is null
                       limit 1) e on true) a
     cross join lateral (
-        select k.event_id, k.endpoint_id, k.workspace_id
+        select k.place
         from (values (0::smallint, a.turn0, a.mark0), (1::smallint, a.turn1, a.mark1), (2::smallint, a.turn2, a.mark2))
              w (priority, turn, mark)
         cross join lateral (
-            select l.event_id, l.endpoint_id, l.workspace_id,
-                   w.turn + row_number() over (order by l.next_attempt_at) * (%(weights)s::int[])[w.priority + 1] as place
+            select l.place,
+                   w.turn + row_number() over (order by l.next_attempt_at) * (%(weights)s::int[])[w.priority + 1] as turn
             from (
-                select d.event_id, d.endpoint_id, d.workspace_id, d.next_attempt_at
+                select d.ctid as place, d.next_attempt_at
                 from outbox.open_deliveries d
                 where d.endpoint_id = a.endpoint_id and d.priority = w.priority and d.ordering_key is null
                   and d.next_attempt_at >= w.mark and d.next_attempt_at <= now() and d.lease_expires_at is null
                 order by d.next_attempt_at
                 limit a.room
                 for update skip locked) l) k
-        order by k.place
+        order by k.turn
         limit a.room) d
 ), leased as (
     update outbox.open_deliveries d
     set leased_by = %(worker_no)s::int, lease_token = %(lease_token)s::uuid,
         lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s::float8)
     from picked p
-    where d.event_id = p.event_id and d.endpoint_id = p.endpoint_id and d.workspace_id = p.workspace_id
+    where d.ctid = p.place
     returning d.event_id, d.endpoint_id, d.workspace_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count,
               p.version
 )

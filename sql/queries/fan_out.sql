@@ -5,18 +5,18 @@
 -- hazard:  the taken rows are locked before anything is inserted, so two workers never fan out one event. A delivery that
 --          a replay made already is a unique violation: once more, with careful.
 with plain as (
-    select q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
+    select q.ctid as place, q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
     from outbox.fan_out_queue q
     where not %(fair)s::bool and q.seq > %(mark)s::bigint
     order by q.seq
     limit %(batch)s::int
     for update skip locked
 ), fair as (
-    select k.seq, k.bucket, k.priority, k.event_id, k.workspace_id, k.ordering_key
+    select k.place, k.seq, k.bucket, k.priority, k.event_id, k.workspace_id, k.ordering_key
     from unnest(%(priorities)s::smallint[], %(buckets)s::smallint[], %(marks)s::bigint[], %(quotas)s::int[])
          as a (priority, bucket, mark, quota)
     cross join lateral (
-        select q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
+        select q.ctid as place, q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
         from outbox.fan_out_queue q
         -- Not as equalities: the primary key could serve what is left of the order, past every other bucket's rows.
         where (q.priority, q.bucket, q.seq) > (a.priority, a.bucket, a.mark)
@@ -26,9 +26,9 @@ with plain as (
         for update skip locked) k
     where %(fair)s::bool
 ), taken as materialized (
-    select p.seq, p.bucket, p.priority, p.event_id, p.workspace_id, p.ordering_key from plain p
+    select p.place, p.seq, p.bucket, p.priority, p.event_id, p.workspace_id, p.ordering_key from plain p
     union all
-    select f.seq, f.bucket, f.priority, f.event_id, f.workspace_id, f.ordering_key from fair f
+    select f.place, f.seq, f.bucket, f.priority, f.event_id, f.workspace_id, f.ordering_key from fair f
 ), known as materialized (
     select t.seq, t.priority, t.ordering_key, e.event_id, e.workspace_id, e.event_type, e.payload, e.deliver_at,
            e.traceparent, e.created_at, y.patterns
@@ -74,8 +74,10 @@ with plain as (
     select m.seq, m.priority, m.event_id, m.workspace_id, m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap, m.max_per_second,
            m.state_changed_at,
            greatest(m.deliver_at, clock_timestamp()) as next_attempt_at,
-           m.fits and row_number() over (partition by m.fits order by m.priority, m.seq) <= %(room)s::int as handed_over
+           m.fits and row_number() over w <= %(room)s::int as handed_over,
+           m.seq is distinct from lag(m.seq) over w as first_of_event
     from roomed m
+    window w as (partition by m.fits order by m.priority, m.seq)
 ), inserted as (
     insert into outbox.open_deliveries (event_id, endpoint_id, workspace_id, priority, next_attempt_at,
                                         leased_by, lease_token, lease_expires_at, ordering_key, ordering_seq)
@@ -90,12 +92,12 @@ with plain as (
     select j.event_id, j.endpoint_id, j.workspace_id, j.filter_says
     from judged j
     where j.filter_says not in ('t', 'f')
-), done as (
-    delete from outbox.fan_out_queue q using taken t where q.seq = t.seq
+), done as (  -- where they lie, since nobody updates them: a join by seq could walk all that waits in between
+    delete from outbox.fan_out_queue q where q.ctid = any (array(select t.place from taken t))
 )
 select t.seq, t.bucket, t.priority, d.endpoint_id, d.shard, d.handed_over, d.next_attempt_at, k.event_id, k.workspace_id,
        k.event_type, d.version,
-       case when d.handed_over then outbox.event_body(k.event_id, k.event_type, k.created_at, k.workspace_id, k.payload) end as body,
+       case when d.handed_over and d.first_of_event then outbox.event_body(k.event_id, k.event_type, k.created_at, k.workspace_id, k.payload) end as body,
        k.traceparent, k.created_at, clock_timestamp() as claimed_at, d.cap, d.max_per_second::float8 as max_per_second, d.state_changed_at
 from taken t
 left join placed d on d.seq = t.seq

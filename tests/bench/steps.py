@@ -32,6 +32,8 @@ from outbox_worker.vault import Keyring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from outbox_worker.rows import Row
+
 SHARDS = range(64)
 SECRET = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 HEADERS = ((b"content-type", b"text/plain"), (b"server", b"nginx"), (b"content-length", b"2"))
@@ -41,9 +43,22 @@ async def answer_at_once(_request: Request) -> Outcome:
     return Outcome(200, None, "", HEADERS, b"ok", 1.0)
 
 
+class TimedStore(Store):
+    """A store that knows how long its statements took, from the call to the last row."""
+
+    seconds = 0.0
+
+    async def rows(self, name: str, /, **parameters: object) -> list[Row]:
+        began = time.perf_counter()
+        try:
+            return await super().rows(name, **parameters)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
 @dataclass
 class Steps:
-    store: Store
+    store: TimedStore
     flights: Flights
     lanes: Lanes
     reader: Reader
@@ -75,7 +90,7 @@ async def open_steps(dsn: str, *, slots: int = 1000, endpoint_limit: int = 128) 
     """Take all shards; hold endpoints with a known secret, since opening sealed ones is not what is measured."""
     telemetry.configure("warning")
     async with open_pool(dsn, poll_only=False, deadline=600.0, name="bench") as pool:
-        store = Store(pool, lease_seconds=3600.0, deadline=600.0)
+        store = TimedStore(pool, lease_seconds=3600.0, deadline=600.0)
         await store.register("bench:0", "bench", slots, 3600.0)
         await store.balance([])
         lanes = Lanes(slots=slots, endpoint_limit=endpoint_limit, host_limit=slots, suspect_share=0.2)

@@ -1,14 +1,15 @@
 """Reader: how far one worker has read the queue of the fan-out, and who gets which share of the next look.
 
 Reads: what the looks brought. Writes: nothing; every time is an argument (monotonic seconds).
-Guarantee: while more waits than one look takes, every workspace that waits gets its turn in each round of them, urgent
-events first; what lies dead below a mark is not walked again.
+Guarantee: while more waits than one look takes, the workspaces that wait take turns, one event each; one that did not
+wait before comes first, urgent ones come in every round; what lies dead below a mark is not walked again.
 If it dies: nothing is lost; a new worker reads from the start.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from outbox_worker.model import FannedOut, FanOutAsk
@@ -23,10 +24,13 @@ BATCH = 400
 SMALLEST = 16
 """Events taken however little room there is: what nobody here has room for may be another worker's."""
 LOOKS = 256
-"""Places taken from in one fair round for one event each, at the beginning and where the last round stopped."""
+"""Places found by one look, at the beginning and where the last look stopped."""
 FAIR_BATCH = 32
-"""Events of a fair round beyond these, for places that hold more: a round must be short, since a lone event waits for it."""
+"""Events of a fair round beyond one each, for few places that hold more: a round must be short, since a lone event
+waits for it."""
+URGENT = 0
 BULK = 2
+Turns = OrderedDict[Place, None]
 BEGINNING: Place = (-1, 0)
 """Before all places."""
 SWEEP_PAUSE_MOST = 5.0
@@ -45,11 +49,13 @@ class Reader:
         self.mark = 0
         self.marks: dict[Place, int] = {}
         self.fair = False
-        self.found: list[Place] = []  # where something waited at the last look
+        # Who waits, each in its order of coming: urgent ones, those not served yet, those that gave all they were asked.
+        self.urgent: Turns = OrderedDict()
+        self.fresh: Turns = OrderedDict()
+        self.full: Turns = OrderedDict()
         self.all_found = False
-        self.cursor = BEGINNING  # where that look stopped
+        self.cursor = BEGINNING  # where the last look stopped
         self.look_at = 0.0
-        self.full: deque[Place] = deque()  # gave all that was asked of them
         self.swept_at = 0.0
         self.sweep_pause = 0.25
 
@@ -58,16 +64,21 @@ class Reader:
         self.mark = 0
 
     def starts(self, now: float) -> list[Place]:
-        """Where to look for places now: none in a plain round, or when the last look took too long."""
-        return [BEGINNING, self.cursor] if self.fair and now >= self.look_at else []
+        """Where to look for places now: nowhere in a plain round, nor so soon that looking took most of the time."""
+        due = now >= self.look_at or not (self.urgent or self.fresh or self.full)
+        return [BEGINNING, self.cursor] if self.fair and due else []
 
     def looked(self, places: Sequence[Sequence[Place]], now: float, seconds: float) -> None:
         """Learn what waits behind each of the starts, at most LOOKS places each."""
         first, behind = places
-        self.found = sorted({*first, *behind})
+        for place in sorted({*first, *behind}):
+            if place[0] == URGENT:
+                self.urgent.setdefault(place)
+            elif place not in self.full:
+                self.fresh.setdefault(place)
         self.all_found = len(first) < LOOKS
         self.cursor = behind[-1] if len(behind) >= LOOKS else BEGINNING
-        self.look_at = now + LOOK_SHARE * seconds if seconds > 0.01 else now
+        self.look_at = now + LOOK_SHARE * seconds
 
     def ask(self, now: float, free: int) -> FanOutAsk:
         """What to take next. From time to time from the start: sequences commit out of order."""
@@ -80,20 +91,25 @@ class Reader:
             batch = min(batch, max(int(free / self.per_event), SMALLEST))
         if not self.fair:
             return FanOutAsk(fair=False, mark=self.mark, batch=batch)
-        # However little room there is, everybody's turn comes: what has none is inserted as pending.
-        looks = self.found if self.batch > SMALLEST else self.found[:batch]
-        shares = dict.fromkeys(looks, 1)
-        left = min(batch, FAIR_BATCH)
-        quota = max(1, left // max(1, len(self.full)))
-        for place in list(self.full)[:left]:
+        places = self.in_turn(batch)
+        shares = dict.fromkeys(places, 1)
+        more = [place for place in places if place not in self.fresh]
+        quota = max(1, min(batch - len(places), FAIR_BATCH) // max(1, len(more)))
+        for place in more:
             shares[place] = quota if place[0] < BULK else max(1, quota // 2)
-        self.full.rotate(-left)  # with more of them than events to take they take turns
         return FanOutAsk(
             fair=True,
             mark=0,
             batch=sum(shares.values()),
             shares=[(*place, self.marks.get(place, 0), share) for place, share in sorted(shares.items())],
         )
+
+    def in_turn(self, most: int) -> list[Place]:
+        """Whose turn it is: half for urgent ones, a quarter at least for those that hold more, if so many wait."""
+        others = len(self.fresh) + len(self.full)
+        places = first_of(self.urgent, most - min(others, most // 2))
+        places += first_of(self.fresh, most - len(places) - min(len(self.full), most // 4))
+        return places + first_of(self.full, most - len(places))
 
     def learn(self, ask: FanOutAsk, result: FannedOut, seconds: float) -> None:
         """Move the marks; turn to fair rounds while more waits than one batch holds."""
@@ -117,15 +133,16 @@ class Reader:
             place = (priority, bucket)
             counts[place] = counts.get(place, 0) + 1
             self.marks[place] = max(self.marks.get(place, 0), seq)
-        known = set(self.full)
-        for priority, bucket, _, quota in ask.shares:
-            place = (priority, bucket)
-            if counts.get(place, 0) < quota:
-                known.discard(place)
-            elif place not in known:
-                self.full.append(place)
-                known.add(place)
-        self.full = deque(place for place in self.full if place in known)
+        quotas = {(priority, bucket): quota for priority, bucket, _, quota in ask.shares}
+        for turns in (self.urgent, self.full, self.fresh):
+            for place in [place for place in islice(turns, len(quotas)) if place in quotas]:
+                del turns[place]
+                if counts.get(place, 0) >= quotas[place]:  # there may be more: behind the others
+                    (self.urgent if place[0] == URGENT else self.full)[place] = None
         # Nobody gave all that was asked and nobody was left out, or nothing came: a plain look finds the rest at once.
-        if not result.taken or (self.all_found and not self.full):
+        if not result.taken or (self.all_found and not (self.urgent or self.fresh or self.full)):
             self.fair = False
+
+
+def first_of(turns: Turns, most: int) -> list[Place]:
+    return list(islice(turns, max(most, 0)))

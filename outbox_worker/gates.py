@@ -147,13 +147,10 @@ class Gates:
     def host(self, name: str) -> Host:
         return self.hosts.get(name) or self.hosts.setdefault(name, Host(self.host_limit))
 
-    def of(self, lane: Lane, host: str) -> list[Gate]:
+    def of(self, lane: Lane, host: str) -> tuple[Gate, ...]:
         """What it shares slots with: those of its host, once that is known, and of all suspects, if it is one."""
-        found: list[Gate] = [self.host(host)] if host else []
-        return [*found, self.suspects] if lane.suspect else found
-
-    def rooms(self, lane: Lane, host: str, now: float) -> list[int]:
-        return [gate.room_of(lane.endpoint_id, now) for gate in self.of(lane, host)]
+        found: tuple[Gate, ...] = (self.host(host),) if host else ()
+        return (*found, self.suspects) if lane.suspect else found
 
     def wait(self, gate: Gate, lane: Lane) -> None:
         self.forget(lane)

@@ -176,15 +176,22 @@ class Lanes:
                 self.restricted.discard(endpoint_id)
             elif lane.due_at <= now or lane.suspect:
                 rooms[endpoint_id] = (0, lane.in_flight)
-            elif (room := min([lane.room(now), *self.gates.rooms(lane, lane.host, now)])) < START_LIMIT:
+            elif (room := self.room(lane, lane.host, now)) < START_LIMIT:
                 rooms[endpoint_id] = (max(room, 0), lane.in_flight)
             elif lane.due_at == NEVER and not lane.in_flight:
                 self.restricted.discard(endpoint_id)
         return rooms
 
+    def room(self, lane: Lane, host: str, now: float) -> int:
+        """How many more may start now, of what its own limits and its gates leave."""
+        room = lane.room(now)
+        for gate in self.gates.of(lane, host):
+            room = min(room, gate.room_of(lane.endpoint_id, now))
+        return room
+
     def admits(self, lane: Lane, host: str, now: float) -> bool:
         """Whether one more may start now: since a claim or a fan-out asked for room, that may have gone."""
-        return min([lane.room(now), *self.gates.rooms(lane, host, now)]) > 0
+        return self.room(lane, host, now) > 0
 
     def started(self, endpoint_id: UUID, host: str) -> Lane:
         lane = self.lane(endpoint_id)

@@ -7,15 +7,6 @@
 --          session holds are skipped and said to be locked, never waited for: one operator must not stop a worker.
 with history as materialized (  -- once, not once a row
     select outbox.history_floor() as floor
-), input as materialized (
-    select i.place, i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict,
-           i.retry_in, i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body
-    from unnest(%(event_ids)s::uuid[], %(endpoint_ids)s::uuid[], %(workspace_ids)s::text[], %(lease_tokens)s::uuid[],
-                %(attempt_nos)s::int[], %(versions)s::int[], %(event_types)s::text[], %(verdicts)s::text[],
-                %(retry_seconds)s::float8[], %(started_ats)s::timestamptz[], %(durations)s::int[], %(statuses)s::smallint[],
-                %(errors)s::text[], %(response_headers)s::text[], %(response_bodies)s::bytea[]) with ordinality
-         as i (event_id, endpoint_id, workspace_id, lease_token, attempt_no, version, event_type, verdict, retry_in,
-               started_at, duration_ms, status, error, response_headers, response_body, place)
 ), matched as materialized (
     select i.place, i.event_id, i.endpoint_id, i.workspace_id, i.lease_token, i.attempt_no, i.version, i.event_type, i.verdict,
            i.retry_in, i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor, d.event_id is not null as current,
@@ -25,7 +16,12 @@ with history as materialized (  -- once, not once a row
                  and o.lease_token = i.lease_token) as locked,
            d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count, d.ordering_key, d.ordering_seq,
            d.created_at
-    from input i
+    from unnest(%(event_ids)s::uuid[], %(endpoint_ids)s::uuid[], %(workspace_ids)s::text[], %(lease_tokens)s::uuid[],
+                %(attempt_nos)s::int[], %(versions)s::int[], %(event_types)s::text[], %(verdicts)s::text[],
+                %(retry_seconds)s::float8[], %(started_ats)s::timestamptz[], %(durations)s::int[], %(statuses)s::smallint[],
+                %(errors)s::text[], %(response_headers)s::text[], %(response_bodies)s::bytea[]) with ordinality
+         as i (event_id, endpoint_id, workspace_id, lease_token, attempt_no, version, event_type, verdict, retry_in,
+               started_at, duration_ms, status, error, response_headers, response_body, place)
     cross join history f
     left join lateral (
         select d.event_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count,
@@ -38,7 +34,7 @@ with history as materialized (  -- once, not once a row
                           where e.endpoint_id = i.endpoint_id and e.workspace_id = i.workspace_id
                           for update skip locked))
         for update skip locked) d on true
-), held as materialized (
+), held as not materialized (
     select m.event_id, m.endpoint_id, m.workspace_id, m.priority, m.next_attempt_at, m.attempt_count, m.failed_count, m.lost_count,
            m.replay_count, m.ordering_key, m.ordering_seq, m.created_at, m.version, m.event_type, m.verdict, m.retry_in, m.started_at,
            m.duration_ms, m.status, m.error, m.response_headers, m.response_body, m.floor

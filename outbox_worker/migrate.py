@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MINIMUM_SERVER = 150000
 LOCK_TRIES = 5
-LOCK_KEY = (0x6F757462, 1)  # "outb"; key 1 is migrate, key 2 the doorbell, key 3 upkeep
+LOCK_KEY = (0x6F757462, 1)  # "outb"; key 1 is migrate, key 2 the doorbell, key 3 upkeep, key 5 stripping
 
 NO_TRANSACTION = "-- outbox: no-transaction"
 RECORD_MIGRATION = "insert into outbox.schema_migrations (version, name, sha256) values (%s, %s, %s)"

@@ -75,6 +75,7 @@ async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> No
         ("purge", 60.0, partial(slice_once, store, "purge")),
         ("create_partitions", 600.0, partial(count_once, store, "create_partitions")),
         ("drop_partitions", 600.0, partial(count_once, store, "drop_partitions")),
+        ("strip_partitions", 600.0, partial(count_once, store, "strip_partitions")),
         ("partition_alarm", 600.0, partial(alarm_once, store)),
     ]
     due = {name: time.monotonic() + pause for name, pause, _ in tasks}
@@ -100,7 +101,8 @@ async def rest_after(name: str, pause: float, task: Callable[[], Awaitable[int]]
         return pause
     if count and name not in {"report", "circuits"}:
         telemetry.upkeep_done(name, count)
-    again = count >= (1 if name == "drop_partitions" else SLICE)  # one partition, or one slice, a call
+    # one partition, or one slice, a call
+    again = count >= (1 if name in {"drop_partitions", "strip_partitions"} else SLICE)
     return 0.1 if again else pause
 
 

@@ -25,7 +25,7 @@ from outbox_worker.cli.session import Connection, one, owner_session, rows, sess
 from outbox_worker.errors import ConfigError, DatabaseUnavailable
 from outbox_worker.settings import load
 
-LOCK_KEY = (1869968482, 4)  # as in migrate: key 1 is migrate's, 3 upkeep's
+LOCK_KEY = (1869968482, 4)  # as in migrate: key 1 is migrate's, 3 upkeep's, 5 stripping's
 LOCK_TRIES = 5
 LOCK_SECONDS = 1.0
 # An index of ours is known by its expression, whatever it is called: partitions name theirs themselves.

@@ -82,6 +82,10 @@ class Output:
         elif not self.as_json:
             self.line(clean(text))
 
+    def aside(self, text: str) -> None:
+        """Tell people something beside the answer: a program that counts its lines must count none of these."""
+        print(text, file=sys.stderr)  # noqa: T201
+
     def pieces(self, pieces: Sequence[str], style: str) -> None:
         """Say one thing in pieces that are not torn: one line, or as many as the screen needs."""
         if self.terminal:
@@ -100,8 +104,7 @@ class Output:
             return
         listed = list(rows)
         if not listed and nothing:
-            # not on standard output: a program that counts lines must count none
-            print(nothing, file=sys.stderr)  # noqa: T201
+            self.aside(nothing)
         elif self.terminal:
             if listed:
                 self.screen.print(Listing(listed, columns, title=title))

@@ -14,9 +14,9 @@ import typer
 
 from outbox_worker.cli.index import is_indexed
 from outbox_worker.cli.moments import FORMS, When, before_now, when
-from outbox_worker.cli.output import AsJson, Output
+from outbox_worker.cli.output import AsJson, Output, cell
 from outbox_worker.cli.payload_paths import Equality, equality
-from outbox_worker.cli.session import Connection, rows, session
+from outbox_worker.cli.session import Connection, one, rows, session
 
 DEFAULT_SINCE = "7d"
 _STATUS = re.compile(r"([1-9])(\d\d|xx)", re.IGNORECASE)
@@ -161,6 +161,7 @@ def search(
             condition.add("status", statuses[0])
             condition.values["status_to"] = statuses[1]
         found = rows(connection, condition.query(), condition.values)
+        gone = gone_until(connection, condition) if text or jsonpath else None
     columns = [
         "created_at",
         "event_id",
@@ -172,8 +173,25 @@ def search(
         "last_status",
         "last_error",
     ]
-    Output(as_json=as_json).rows(
-        found, columns, nothing="nothing found; widen --since, or leave a condition out"
+    output = Output(as_json=as_json)
+    if gone:
+        output.aside(
+            f"payloads or responses of events before {cell(gone)} are gone: --text and --jsonpath do not find by those"
+        )
+    output.rows(found, columns, nothing="nothing found; widen --since, or leave a condition out")
+
+
+def gone_until(connection: Connection, condition: Condition) -> Any:
+    """Up to when, in the time that is searched, something went that --text or --jsonpath would have looked at."""
+    return one(
+        connection,
+        """
+        select max(p.upper_bound) from outbox.partitions p
+        where p.stripped_at is not null and (p.parent = 'events' or %(text)s::text is not null)
+          and p.upper_bound > coalesce(%(since)s::timestamptz, '-infinity')
+          and p.lower_bound < coalesce(%(until)s::timestamptz, 'infinity')
+        """,
+        {name: condition.values.get(name) for name in ("text", "since", "until")},
     )
 
 

@@ -57,7 +57,7 @@ def lines(story: Story, *, full: bool) -> Iterator[Line]:
             yield f"{name}: {cell(story[name])}", ""
     if story["canceled_at"]:
         yield f"canceled as a whole {cell(story['canceled_at'])} by {story['canceled_by']}", "red"
-    yield from indented(json.dumps(story["payload"], indent=2, ensure_ascii=False), full=True, style="dim")
+    yield from payload_lines(story)
     for delivery in story["deliveries"]:
         yield "", ""
         yield from delivery_lines(delivery, full=full)
@@ -75,6 +75,16 @@ def lines(story: Story, *, full: bool) -> Iterator[Line]:
         yield "what people did", "bold"
     for operation in story["operations"]:
         yield operation_line(operation), ""
+
+
+def payload_lines(story: Story) -> Iterator[Line]:
+    if story["payload_gone_at"]:
+        since = cell(story["payload_gone_at"])
+        yield f"  payload gone since {since} (outbox.settings.payload_retention)", "yellow"
+    else:
+        yield from indented(
+            json.dumps(story["payload"], indent=2, ensure_ascii=False), full=True, style="dim"
+        )
 
 
 def delivery_lines(delivery: dict[str, Any], *, full: bool) -> Iterator[Line]:
@@ -122,7 +132,12 @@ def attempt_lines(attempt: dict[str, Any], *, full: bool) -> Iterator[Line]:
     if full:
         yield f"    to {attempt['url']} (version {attempt['endpoint_version']} of the endpoint)", ""
         yield from indented(headers_text(attempt["request_headers"]), full=True, mark="> ", margin=4)
-    if answered and full:
+    if answered and attempt["response_gone_at"]:
+        yield (
+            f"    response gone since {cell(attempt['response_gone_at'])} (outbox.settings.response_retention)",
+            "yellow",
+        )
+    elif answered and full:
         yield from indented(
             headers_text(attempt["response_headers"]), full=True, mark="< ", margin=4, style="dim"
         )

@@ -28,7 +28,7 @@ def story_of(connection: Connection, event_id: UUID, *, endpoints: int) -> Story
         connection,
         """
         select a.endpoint_id, a.attempt_no, a.started_at, a.duration_ms, a.url, a.status, a.error, a.worker, a.endpoint_version,
-               a.request_headers, a.response_headers, a.response_body
+               a.request_headers, a.response_headers, a.response_body, a.response_gone_at
         from outbox.attempt_log a where a.event_id = %s order by a.endpoint_id, a.attempt_no
         """,
         [event_id],
@@ -65,7 +65,7 @@ def event_row(connection: Connection, event_id: UUID) -> Story:
         connection,
         """
         select e.event_id, e.workspace_id, e.event_type, e.created_at, e.deliver_at, e.priority, e.ordering_key, e.traceparent,
-               e.canceled_at, e.canceled_by, e.payload,
+               e.canceled_at, e.canceled_by, e.payload, e.payload_gone_at,
                convert_from(outbox.event_body(e.event_id, e.event_type, e.created_at, e.workspace_id, e.payload),
                             'UTF8') as request_body
         from outbox.event_log e where e.event_id = %s

@@ -59,12 +59,29 @@ end
 $$;
 comment on function outbox.wake_owners(uuid[]) is 'Wakes the workers that own these endpoints when the transaction commits.';
 
+create or replace function outbox.without_payload(event_ids uuid[]) returns uuid[]
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+declare
+    first_id constant uuid := (select g.id from unnest(event_ids) as g (id) order by g.id limit 1);
+    last_id constant uuid := (select g.id from unnest(event_ids) as g (id) order by g.id desc limit 1);
+begin
+    -- Until the replay commits no payload goes: outbox.strip_partitions takes this lock alone.
+    perform pg_advisory_xact_lock_shared(1869968482, 5);
+    return array(select b.event_id from outbox.bare_events b
+                 where b.event_id = any (event_ids) and b.event_id >= first_id and b.event_id <= last_id);
+end
+$$;
+comment on function outbox.without_payload(uuid[]) is
+    'Those of the events that cannot be replayed because their payload is gone; the others keep theirs until this transaction ends.';
+
 create or replace function outbox.reopen(
     event_ids uuid[], endpoint_ids uuid[], states text[], new_priority smallint, due timestamptz) returns bigint
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
     moved bigint := 0;
+    bare constant uuid[] := outbox.without_payload(event_ids);
     history text;
     part bigint;
 begin
@@ -76,6 +93,7 @@ begin
                 from %1$s f
                 where f.event_id = any ($1) and f.state = any ($3) and f.reason is distinct from 'erased'
                   and (f.event_id, f.endpoint_id) in (select w.event_id, w.endpoint_id from unnest($1, $2) as w (event_id, endpoint_id))
+                  and not exists (select from unnest($6) as b (event_id) where b.event_id = f.event_id)
                 order by f.event_id, f.endpoint_id
                 for update of f
             ), gone as (
@@ -92,7 +110,7 @@ begin
                 from gone g
             )
             select count(*) from gone $move$, history)
-        into part using event_ids, endpoint_ids, states, new_priority, due;
+        into part using event_ids, endpoint_ids, states, new_priority, due, bare;
         moved := moved + part;
     end loop;
     if moved > 0 then
@@ -102,7 +120,7 @@ begin
 end
 $$;
 comment on function outbox.reopen(uuid[], uuid[], text[], smallint, timestamptz) is
-    'Makes finished deliveries (event_ids[i], endpoint_ids[i]) pending again with a fresh budget; waits for rows that another session holds and passes over those it moved. Null priority keeps each its own.';
+    'Makes finished deliveries (event_ids[i], endpoint_ids[i]) pending again with a fresh budget; waits for rows that another session holds and passes over those it moved and events without a payload. Null priority keeps each its own.';
 
 create or replace function outbox.close_open(event_ids uuid[], endpoint_ids uuid[], reason text, leased_too boolean) returns bigint
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp set plan_cache_mode = force_generic_plan
@@ -200,6 +218,9 @@ begin
         elsif old.state = 'canceled' and not exists (select from outbox.known_events e where e.event_id = old.event_id) then
             raise exception 'cannot replay delivery %: its event was dropped with its partition', name
                 using errcode = 'OB009', hint = 'Events are kept for outbox.settings.event_retention, those of dead letters for dead_letter_retention.';
+        elsif cardinality(outbox.without_payload(array[old.event_id])) > 0 then
+            raise exception 'cannot replay delivery %: the payload of its event is gone', name
+                using errcode = 'OB009', hint = 'Payloads are kept for outbox.settings.payload_retention, those of dead letters for dead_letter_retention.';
         end if;
         -- Not outbox.reopen: for a million rows in one UPDATE these plans are made once. Finished before kept, as there.
         delete from outbox.finished_deliveries f

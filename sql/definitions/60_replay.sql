@@ -11,13 +11,17 @@ begin
         select * into found_row from outbox.kept_events e where e.event_id = event_of.event_id;
     end if;
     if not found then
+        select b.event_id, b.workspace_id, b.event_type, null::jsonb, null::text, b.priority, b.deliver_at, b.traceparent, b.created_at
+        into found_row from outbox.bare_events b where b.event_id = event_of.event_id;
+    end if;
+    if not found then
         raise exception 'event % does not exist, or was dropped with its partition', quote_nullable(event_of.event_id)
             using errcode = 'OB009', hint = 'Look for it with: select event_id, event_type, created_at from outbox.event_log;';
     end if;
     return found_row;
 end
 $$;
-comment on function outbox.event_of(uuid) is 'The event''s row, also beyond its partition, or an error that says where to look.';
+comment on function outbox.event_of(uuid) is 'The event''s row, also beyond its partition and without its payload, or an error that says where to look.';
 
 create or replace function outbox.is_queued(event outbox.events) returns boolean
 language sql stable security definer set search_path = pg_catalog, outbox, pg_temp
@@ -35,6 +39,7 @@ declare
     opened bigint;
 begin
     -- Two sessions: the second waits here and then sees the first one's delivery, wherever it has got to by then.
+    perform pg_advisory_xact_lock_shared(1869968482, 5);  -- as in outbox.without_payload
     perform pg_advisory_xact_lock(hashtextextended('outbox.open_new ' || endpoint.endpoint_id, 0));
     insert into outbox.open_deliveries (event_id, endpoint_id, workspace_id, priority, next_attempt_at, replay_count, ordering_key, ordering_seq)
     select e.event_id, endpoint.endpoint_id, e.workspace_id, coalesce(new_priority, e.priority), clock_timestamp(), 1,
@@ -57,7 +62,7 @@ begin
 end
 $$;
 comment on function outbox.open_new(uuid[], outbox.endpoints, smallint) is
-    'New deliveries of these events to an endpoint that never had one; passes over events of other workspaces, erased and queued ones.';
+    'New deliveries of these events to an endpoint that never had one; passes over events of other workspaces, erased and queued ones, and those without a payload.';
 
 create or replace function outbox.replay_events(event_ids uuid[], endpoint_id uuid, new_priority smallint) returns bigint
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
@@ -70,7 +75,8 @@ declare
     endpoints uuid[];
     moved bigint;
 begin
-    select array_agg(e.event_id) into known from outbox.known_events e where e.event_id = any (replay_events.event_ids);
+    select array_agg(e.event_id) into known from outbox.known_events e
+    where e.event_id = any (replay_events.event_ids) and e.payload is not null;
     if replay_events.endpoint_id is not null then
         endpoint := outbox.endpoint_of(replay_events.endpoint_id);
         endpoints := array_fill(endpoint.endpoint_id, array[coalesce(cardinality(known), 0)]);
@@ -99,6 +105,11 @@ begin
     if event.payload = '{"erased": true}' then
         raise exception 'cannot replay event %: it was erased', event.event_id
             using errcode = 'OB008', hint = 'What was erased is gone; publish a new event if there is something to tell.';
+    end if;
+    if event.payload is null then
+        raise exception 'cannot replay event %: its payload is gone since %', event.event_id,
+            (select b.payload_gone_at from outbox.bare_events b where b.event_id = event.event_id)
+            using errcode = 'OB009', hint = 'Payloads are kept for outbox.settings.payload_retention, those of dead letters for dead_letter_retention.';
     end if;
     if replay.endpoint_id is not null then
         endpoint := outbox.endpoint_of(replay.endpoint_id);

@@ -22,7 +22,7 @@ begin
         return query
         select d.event_id, '-infinity'::timestamptz,
                d.state = replay_candidates.state and d.finished_at >= since and d.finished_at <= until and d.reason is distinct from 'erased'
-               and exists (select from outbox.known_events e where e.event_id = d.event_id)
+               and exists (select from outbox.known_events e where e.event_id = d.event_id and e.payload is not null)
         from outbox.deliveries d
         where d.endpoint_id = target.endpoint_id and d.state <> 'pending' and d.event_id < youngest
           and d.event_id > coalesce(after_id, '00000000-0000-0000-0000-000000000000')
@@ -203,6 +203,7 @@ declare
     operation outbox.operations;
     given bigint;
     counted bigint;
+    bare uuid[];
 begin
     if replay_many.endpoint_id is not null then
         target := outbox.endpoint_of(replay_many.endpoint_id);
@@ -217,14 +218,17 @@ begin
     perform outbox.carry_on(operation, 1000);
     select o.affected into counted from outbox.operations o where o.operation_id = operation.operation_id;
     if given > 1000 and target.endpoint_id is null then
+        bare := outbox.without_payload(replay_many.event_ids);
         counted := counted + (
             select count(*) from outbox.operation_events l join outbox.deliveries d on d.event_id = l.event_id
             where l.operation_id = operation.operation_id and l.replayed_at is null
-              and d.state <> 'pending' and d.reason is distinct from 'erased');
+              and d.state <> 'pending' and d.reason is distinct from 'erased'
+              and not exists (select from unnest(bare) as b (event_id) where b.event_id = l.event_id));
     elsif given > 1000 then
         counted := counted + (
             select count(*) from outbox.operation_events l join outbox.known_events e on e.event_id = l.event_id
             where l.operation_id = operation.operation_id and l.replayed_at is null and e.workspace_id = target.workspace_id
+              and e.payload is not null
               and not exists (select from outbox.open_deliveries o where o.event_id = l.event_id and o.endpoint_id = target.endpoint_id));
     end if;
     update outbox.operations o set parameters = o.parameters || jsonb_build_object('total', counted)

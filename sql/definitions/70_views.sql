@@ -42,22 +42,32 @@ comment on function outbox.sent_headers(uuid, int, timestamptz, text, text, text
 
 -- The history with what outlived its partition. Internal: nobody is granted these.
 create or replace view outbox.known_events as
-select event_id, workspace_id, event_type, payload, ordering_key, priority, deliver_at, traceparent, created_at
+select event_id, workspace_id, event_type, payload, ordering_key, priority, deliver_at, traceparent, created_at,
+       null::timestamptz as payload_gone_at
 from outbox.events
 union all
-select event_id, workspace_id, event_type, payload, ordering_key, priority, deliver_at, traceparent, created_at
-from outbox.kept_events;
-comment on view outbox.known_events is 'Events, with those of the kept dead letters. Internal; read outbox.event_log.';
+select event_id, workspace_id, event_type, payload, ordering_key, priority, deliver_at, traceparent, created_at, null::timestamptz
+from outbox.kept_events
+union all
+select event_id, workspace_id, event_type, payload, null::text, priority, deliver_at, traceparent, created_at, payload_gone_at
+from outbox.bare_events;
+comment on view outbox.known_events is
+    'Events, with those of the kept dead letters and those whose payload is gone. Internal; read outbox.event_log.';
 
 create or replace view outbox.known_attempts as
 select event_id, endpoint_id, attempt_no, workspace_id, endpoint_version, started_at, duration_ms, worker_no, status, error,
-       response_headers, response_body
+       response_headers, response_body, null::timestamptz as response_gone_at
 from outbox.recorded_attempts
 union all
 select event_id, endpoint_id, attempt_no, workspace_id, endpoint_version, started_at, duration_ms, worker_no, status, error,
-       response_headers, response_body
-from outbox.kept_attempts;
-comment on view outbox.known_attempts is 'Attempts, with those of the kept dead letters. Internal; read outbox.attempts.';
+       response_headers, response_body, null::timestamptz
+from outbox.kept_attempts
+union all
+select event_id, endpoint_id, attempt_no, workspace_id, endpoint_version, started_at, duration_ms, worker_no, status, error,
+       null::jsonb, null::bytea, response_gone_at
+from outbox.bare_attempts;
+comment on view outbox.known_attempts is
+    'Attempts, with those of the kept dead letters and those whose response is gone. Internal; read outbox.attempts.';
 
 create or replace view outbox.attempts as
 select a.event_id, a.endpoint_id, a.attempt_no, a.workspace_id, a.started_at, a.duration_ms,
@@ -71,7 +81,7 @@ select a.event_id, a.endpoint_id, a.attempt_no, a.workspace_id, a.started_at, a.
         where e.event_id = a.event_id and e.workspace_id = a.workspace_id limit 1) as request_body,
        a.status, a.response_headers, outbox.readable(a.response_body) as response_body, a.error,
        coalesce(w.name, 'worker ' || a.worker_no) as worker,
-       a.endpoint_version
+       a.endpoint_version, a.response_gone_at
 from outbox.known_attempts a
 left join outbox.endpoint_versions v
        on v.endpoint_id = a.endpoint_id and v.version = a.endpoint_version and v.workspace_id = a.workspace_id
@@ -85,13 +95,14 @@ select a.event_id, a.endpoint_id, a.attempt_no, a.workspace_id,
         where e.event_id = a.event_id and e.workspace_id = a.workspace_id limit 1) as event_type,
        a.started_at, a.duration_ms, a.status, a.error,
        substring(a.url from '^https?://(\[[^]]*\]|[^/:?#]+)') as url_host,
-       a.url, a.request_headers, a.request_body, a.response_headers, a.response_body, a.worker, a.endpoint_version
+       a.url, a.request_headers, a.request_body, a.response_headers, a.response_body, a.worker, a.endpoint_version,
+       a.response_gone_at
 from outbox.attempts a;
 comment on view outbox.attempt_log is 'outbox.attempts with the event''s type and the host that was asked.';
 
 create or replace view outbox.event_log as
 select e.event_id, e.workspace_id, e.event_type, e.payload, e.ordering_key, e.priority, e.deliver_at, e.traceparent, e.created_at,
-       d.deliveries, d.delivered, d.dead, d.canceled, d.pending, c.canceled_at, c.canceled_by
+       d.deliveries, d.delivered, d.dead, d.canceled, d.pending, c.canceled_at, c.canceled_by, e.payload_gone_at
 from outbox.known_events e
 left join lateral (
     select count(*) as deliveries,
@@ -146,7 +157,9 @@ declare
         "endpoint_id": "The endpoint.",
         "workspace_id": "The tenant.",
         "event_type": "A name in outbox.event_types.",
-        "payload": "The event''s payload.",
+        "payload": "The event''s payload; null when it is gone.",
+        "payload_gone_at": "When the payload went (settings.payload_retention); null while it is there.",
+        "response_gone_at": "When the response went (settings.response_retention); null while it is kept.",
         "ordering_key": "Deliveries of one key go to ordered endpoints one at a time, in order.",
         "priority": "0 urgent, 1 normal, 2 bulk.",
         "deliver_at": "Not before this moment; null is at once.",

@@ -180,7 +180,7 @@ cross join lateral (
            max(t.total_ms) as max_ms
     from (select (extract(epoch from d.finished_at - greatest(e.created_at, e.deliver_at)) * 1000)::bigint as total_ms
           from outbox.finished_deliveries d
-          join outbox.events e on e.event_id = d.event_id and e.workspace_id = d.workspace_id
+          join outbox.known_events e on e.event_id = d.event_id and e.workspace_id = d.workspace_id
           where d.event_id >= outbox.event_id_floor(h.hour) and d.event_id < outbox.event_id_floor(h.hour + interval '1 hour')
             and e.event_id >= outbox.event_id_floor(h.hour) and e.event_id < outbox.event_id_floor(h.hour + interval '1 hour')
             and d.state = 'delivered' and d.replay_count = 0) t) l

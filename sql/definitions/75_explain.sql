@@ -7,7 +7,8 @@ declare
     known_type outbox.event_types;
     then_version outbox.endpoint_versions;
     says text;
-    replay constant text := format('To send it all the same: select outbox.replay(%L, %L);', ev.event_id, endpoint.endpoint_id);
+    replay constant text := case when ev.payload is null then format('It cannot be sent any more: its payload is gone since %s.', ev.payload_gone_at)
+        else format('To send it all the same: select outbox.replay(%L, %L);', ev.event_id, endpoint.endpoint_id) end;
 begin
     if ev.event_type = 'endpoint.test' then
         return format('It is a test event: outbox.send_test_event made it for endpoint %s and no other.', ev.payload ->> 'endpoint_id');
@@ -65,7 +66,11 @@ begin
         return format(E'Its filter %s ran past its deadline (%s) and matches nothing until it is changed.\n%s',
                       then_version.filter, endpoint.filter_error, replay);
     end if;
-    if then_version.filter is not null then
+    if then_version.filter is not null and ev.payload is null then
+        return format(E'Its filter at the time (version %s) was %s; whether it was true is not known any more.
+%s',
+                      then_version.version, then_version.filter, replay);
+    elsif then_version.filter is not null then
         says := outbox.filter_outcome(ev.payload, then_version.filter);
         if says = 'f' then
             return format(E'Its filter at the time (version %s) is not true for the payload: %s\n%s',

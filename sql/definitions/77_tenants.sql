@@ -3,7 +3,8 @@
 -- an error stay away: they would turn a request to an inner address into a way to read its answer.
 
 create or replace view outbox.tenant_events with (security_barrier) as
-select e.event_id, e.workspace_id, e.event_type, e.payload, e.ordering_key, e.priority, e.deliver_at, e.traceparent, e.created_at
+select e.event_id, e.workspace_id, e.event_type, e.payload, e.ordering_key, e.priority, e.deliver_at, e.traceparent, e.created_at,
+       e.payload_gone_at
 from outbox.tenant_logins t
 join outbox.known_events e on e.workspace_id = t.workspace_id
 where t.login_role = session_user;
@@ -54,7 +55,8 @@ declare
         "endpoint_id": "The endpoint.",
         "workspace_id": "The workspace.",
         "event_type": "What happened.",
-        "payload": "The event''s payload.",
+        "payload": "The event''s payload; null when it is gone.",
+        "payload_gone_at": "When the payload went; null while it is there.",
         "ordering_key": "Events of one key go to ordered endpoints one at a time, in order.",
         "priority": "0 urgent, 1 normal, 2 bulk.",
         "deliver_at": "Not before this moment; null is at once.",

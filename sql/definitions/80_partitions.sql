@@ -61,13 +61,16 @@ select r.parent, r.name, r.lower_bound, r.upper_bound,
             when held.because is not null then 'held'
             else 'expired' end as state,
        case when r.upper_bound <= now() - age.limit_of then held.because end as held_because,
-       r.last_error
+       r.last_error, strip.due_at as strip_due_at, r.stripped_at
 from outbox.partition_registry r
 cross join outbox.settings s
 left join pg_catalog.pg_class c on c.relname = r.name and c.relnamespace = 'outbox'::regnamespace
 cross join lateral (
-    select case r.parent when 'events' then s.event_retention when 'finished_deliveries' then s.delivery_retention
-                         else s.attempt_retention end as limit_of) age
+    select case when r.parent in ('events', 'bare_events') then s.event_retention
+                when r.parent = 'finished_deliveries' then s.delivery_retention else s.attempt_retention end as limit_of) age
+cross join lateral (
+    select r.upper_bound + case r.parent when 'events' then s.payload_retention when 'recorded_attempts' then s.response_retention end as due_at
+    ) strip
 left join lateral (
     select case
         when exists (select from outbox.open_deliveries o
@@ -89,7 +92,9 @@ comment on column outbox.partitions.row_estimate is 'Rows at the last ANALYZE.';
 comment on column outbox.partitions.state is
     'future, current, past, expired (to be dropped) or held (expired, but open work needs it).';
 comment on column outbox.partitions.held_because is 'Which open work holds it.';
-comment on column outbox.partitions.last_error is 'Why the last attempt to drop it did not succeed.';
+comment on column outbox.partitions.last_error is 'Why the last attempt to drop or strip it did not succeed.';
+comment on column outbox.partitions.strip_due_at is 'From when on its payloads or responses go before the facts (payload_retention, response_retention); null: they stay as long.';
+comment on column outbox.partitions.stripped_at is 'Since when they are gone: only the facts are left, in bare_events or bare_attempts; null while some are there.';
 
 create or replace function outbox.partition_alarm() returns text
 language sql stable security definer set search_path = pg_catalog, outbox, pg_temp
@@ -109,8 +114,12 @@ begin atomic
         cross join outbox.settings s
         where p.last_error is not null and p.state = 'expired'
           and p.upper_bound < now() - interval '1 day'
-              - case p.parent when 'events' then s.event_retention when 'finished_deliveries' then s.delivery_retention
-                              else s.attempt_retention end) a;
+              - case when p.parent in ('events', 'bare_events') then s.event_retention
+                     when p.parent = 'finished_deliveries' then s.delivery_retention else s.attempt_retention end
+        union all
+        select format('Partition outbox.%s should be stripped since a day or more and is not: %s', p.name, p.last_error)
+        from outbox.partitions p
+        where p.last_error is not null and p.state <> 'expired' and p.stripped_at is null and p.strip_due_at < now() - interval '1 day') a;
 end;
 comment on function outbox.partition_alarm() is
-    'What a person must look at: fewer than 3 days of partitions ahead, or one that cannot be dropped; null when all is well.';
+    'What a person must look at: fewer than 3 days of partitions ahead, or one that cannot be dropped or stripped; null when all is well.';

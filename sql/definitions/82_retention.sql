@@ -36,7 +36,7 @@ begin
         insert into outbox.kept_events (event_id, workspace_id, event_type, payload, ordering_key, priority, deliver_at, traceparent, created_at)
         select g.event_id, g.workspace_id, g.event_type, g.payload, g.ordering_key, g.priority, g.deliver_at, g.traceparent, g.created_at
         from gone g;
-    else
+    elsif parent = 'recorded_attempts' then
         with gone as (
             delete from outbox.recorded_attempts a
             where a.event_id >= from_id and a.event_id < to_id and (a.event_id, a.endpoint_id, a.attempt_no, a.workspace_id) in (
@@ -54,6 +54,26 @@ begin
         select g.event_id, g.endpoint_id, g.attempt_no, g.workspace_id, g.endpoint_version, g.started_at, g.duration_ms,
             g.worker_no, g.status, g.error, g.response_headers, g.response_body
         from gone g;
+    elsif parent = 'bare_attempts' then  -- of deliveries that died after a replay
+        with gone as (
+            delete from outbox.bare_attempts a
+            where a.event_id >= from_id and a.event_id < to_id and (a.event_id, a.endpoint_id, a.attempt_no, a.workspace_id) in (
+                select n.event_id, n.endpoint_id, n.attempt_no, n.workspace_id from outbox.bare_attempts n
+                where n.event_id >= from_id and n.event_id < to_id and (n.event_id, n.endpoint_id) in (
+                    select f.event_id, f.endpoint_id from outbox.finished_deliveries f
+                    where f.event_id >= from_id and f.event_id < to_id and f.state = 'dead' and f.finished_at > dead_since
+                    union all
+                    select k.event_id, k.endpoint_id from outbox.kept_deliveries k where k.event_id >= from_id and k.event_id < to_id)
+                limit size)
+            returning a.event_id, a.endpoint_id, a.attempt_no, a.workspace_id, a.endpoint_version, a.started_at, a.duration_ms,
+                a.worker_no, a.status, a.error)
+        insert into outbox.kept_attempts (event_id, endpoint_id, attempt_no, workspace_id, endpoint_version, started_at, duration_ms,
+            worker_no, status, error)
+        select g.event_id, g.endpoint_id, g.attempt_no, g.workspace_id, g.endpoint_version, g.started_at, g.duration_ms,
+            g.worker_no, g.status, g.error
+        from gone g;
+    else
+        return 0;  -- bare_events: the event of a dead letter never gets there
     end if;
     get diagnostics moved = row_count;
     return moved;
@@ -84,7 +104,7 @@ begin
         from (select distinct on (p.parent) p.parent, p.name, p.lower_bound, p.upper_bound, p.size_bytes is null as missing
               from outbox.partitions p where p.state = 'expired'
               order by p.parent, p.lower_bound) oldest
-        order by case oldest.parent when 'finished_deliveries' then 1 when 'recorded_attempts' then 2 else 3 end
+        order by case oldest.parent when 'finished_deliveries' then 1 when 'recorded_attempts' then 2 when 'bare_attempts' then 3 else 4 end
     loop
         from_id := outbox.event_id_floor(expired.lower_bound);
         to_id := outbox.event_id_floor(expired.upper_bound);

@@ -103,7 +103,7 @@ grant update (state, state_reason, failing_since, failing_noticed) on outbox.end
 grant execute on function
     outbox.uuid7, outbox.event_id_floor, outbox.event_body, outbox.url_origin, outbox.filter_outcome, outbox.history_floor,
     outbox.quarantine_filter, outbox.set_first_event_aside, outbox.hold_endpoint, outbox.replay_slice, outbox.cancel_slice,
-    outbox.create_partitions, outbox.drop_partitions, outbox.purge, outbox.partition_alarm,
+    outbox.create_partitions, outbox.drop_partitions, outbox.strip_partitions, outbox.purge, outbox.partition_alarm,
     outbox.move_in, outbox.why_held
     to outbox_worker;
 

@@ -53,6 +53,20 @@ CREATE FUNCTION outbox.close_open(event_ids uuid[], endpoint_ids uuid[], reason 
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan';
 
+CREATE TABLE outbox.bare_events (
+    event_id uuid NOT NULL,
+    workspace_id text NOT NULL,
+    event_type text NOT NULL,
+    payload jsonb,
+    priority smallint NOT NULL,
+    deliver_at timestamp with time zone,
+    traceparent text,
+    created_at timestamp with time zone NOT NULL,
+    payload_gone_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT bare_events_payload_check CHECK ((payload IS NULL))
+)
+PARTITION BY RANGE (event_id);
+
 CREATE TABLE outbox.canceled_events (
     event_id uuid NOT NULL,
     workspace_id text NOT NULL,
@@ -112,7 +126,8 @@ CREATE VIEW outbox.known_events AS
     events.priority,
     events.deliver_at,
     events.traceparent,
-    events.created_at
+    events.created_at,
+    NULL::timestamp with time zone AS payload_gone_at
    FROM outbox.events
 UNION ALL
  SELECT kept_events.event_id,
@@ -123,8 +138,21 @@ UNION ALL
     kept_events.priority,
     kept_events.deliver_at,
     kept_events.traceparent,
-    kept_events.created_at
-   FROM outbox.kept_events;
+    kept_events.created_at,
+    NULL::timestamp with time zone AS payload_gone_at
+   FROM outbox.kept_events
+UNION ALL
+ SELECT bare_events.event_id,
+    bare_events.workspace_id,
+    bare_events.event_type,
+    bare_events.payload,
+    NULL::text AS ordering_key,
+    bare_events.priority,
+    bare_events.deliver_at,
+    bare_events.traceparent,
+    bare_events.created_at,
+    bare_events.payload_gone_at
+   FROM outbox.bare_events;
 
 CREATE TABLE outbox.open_deliveries (
     event_id uuid NOT NULL,
@@ -296,7 +324,9 @@ CREATE TABLE outbox.partition_registry (
     lower_bound timestamp with time zone NOT NULL,
     upper_bound timestamp with time zone NOT NULL,
     dropped_at timestamp with time zone,
-    last_error text
+    last_error text,
+    stripped_to uuid,
+    stripped_at timestamp with time zone
 );
 
 CREATE FUNCTION outbox.history_floor() RETURNS uuid
@@ -407,6 +437,8 @@ CREATE TABLE outbox.settings (
     disable_after interval DEFAULT '5 days'::interval NOT NULL,
     ordered_skip_after interval DEFAULT '24:00:00'::interval NOT NULL,
     max_lost_leases integer DEFAULT 5 NOT NULL,
+    payload_retention interval,
+    response_retention interval,
     CONSTRAINT settings_allowed_ports_check CHECK ((((cardinality(allowed_ports) >= 1) AND (cardinality(allowed_ports) <= 100)) AND (1 <= ALL (allowed_ports)) AND (65535 >= ALL (allowed_ports)))),
     CONSTRAINT settings_attempt_retention_check CHECK ((attempt_retention >= '3 days'::interval)),
     CONSTRAINT settings_dead_letter_retention_check CHECK ((dead_letter_retention >= '3 days'::interval)),
@@ -422,6 +454,8 @@ CREATE TABLE outbox.settings (
     CONSTRAINT settings_ordered_skip_after_check CHECK ((ordered_skip_after > '00:00:00'::interval)),
     CONSTRAINT settings_partition_width_check CHECK (((partition_width >= '01:00:00'::interval) AND (partition_width <= '31 days'::interval))),
     CONSTRAINT settings_partitions_ahead_check CHECK ((partitions_ahead >= '4 days'::interval)),
+    CONSTRAINT settings_payload_retention_check CHECK ((payload_retention >= '3 days'::interval)),
+    CONSTRAINT settings_response_retention_check CHECK ((response_retention >= '3 days'::interval)),
     CONSTRAINT settings_signature_header_check CHECK (((signature_header ~ '^[A-Za-z][A-Za-z0-9-]{0,62}$'::text) AND (lower(signature_header) !~ '^(webhook-.*|content-.*|proxy-.*|x-amz-.*|x-goog-.*|metadata.*|host|connection|transfer-encoding|upgrade|te|trailer|keep-alive|expect|http2-settings|user-agent|accept-encoding|cookie|authorization|traceparent|tracestate)$'::text)))
 );
 
@@ -443,16 +477,24 @@ CREATE VIEW outbox.partitions AS
             WHEN (r.upper_bound <= (now() - age.limit_of)) THEN held.because
             ELSE NULL::text
         END AS held_because,
-    r.last_error
-   FROM ((((outbox.partition_registry r
+    r.last_error,
+    strip.due_at AS strip_due_at,
+    r.stripped_at
+   FROM (((((outbox.partition_registry r
      CROSS JOIN outbox.settings s)
      LEFT JOIN pg_class c ON (((c.relname = r.name) AND (c.relnamespace = ('outbox'::regnamespace)::oid))))
      CROSS JOIN LATERAL ( SELECT
-                CASE r.parent
-                    WHEN 'events'::text THEN s.event_retention
-                    WHEN 'finished_deliveries'::text THEN s.delivery_retention
+                CASE
+                    WHEN (r.parent = ANY (ARRAY['events'::text, 'bare_events'::text])) THEN s.event_retention
+                    WHEN (r.parent = 'finished_deliveries'::text) THEN s.delivery_retention
                     ELSE s.attempt_retention
                 END AS limit_of) age)
+     CROSS JOIN LATERAL ( SELECT (r.upper_bound +
+                CASE r.parent
+                    WHEN 'events'::text THEN s.payload_retention
+                    WHEN 'recorded_attempts'::text THEN s.response_retention
+                    ELSE NULL::interval
+                END) AS due_at) strip)
      LEFT JOIN LATERAL ( SELECT
                 CASE
                     WHEN (EXISTS ( SELECT
@@ -620,6 +662,15 @@ CREATE FUNCTION outbox.store_headers(endpoint outbox.endpoints, sealed bytea, na
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
 
+CREATE FUNCTION outbox.strip_partitions(size integer DEFAULT 10000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp'
+    SET lock_timeout TO '100ms';
+
+CREATE FUNCTION outbox.strip_slice(parent text, name text, after_id uuid, last_id uuid, young_from timestamp with time zone, dead_since timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
 CREATE FUNCTION outbox.update_endpoint(endpoint_id uuid, url text DEFAULT NULL::text, event_types text[] DEFAULT NULL::text[], description text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, filter jsonpath DEFAULT NULL::jsonpath, ordered boolean DEFAULT NULL::boolean, max_in_flight integer DEFAULT NULL::integer, max_per_second numeric DEFAULT NULL::numeric, timeout interval DEFAULT NULL::interval, retry_schedule interval[] DEFAULT NULL::interval[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
@@ -635,6 +686,25 @@ CREATE FUNCTION outbox.wake_owners(endpoint_ids uuid[]) RETURNS void
 CREATE FUNCTION outbox.why_held() RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
+CREATE FUNCTION outbox.without_payload(event_ids uuid[]) RETURNS uuid[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
+CREATE TABLE outbox.bare_attempts (
+    event_id uuid NOT NULL,
+    endpoint_id uuid NOT NULL,
+    attempt_no integer NOT NULL,
+    workspace_id text NOT NULL,
+    endpoint_version integer NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    duration_ms integer NOT NULL,
+    worker_no integer NOT NULL,
+    status smallint,
+    error text,
+    response_gone_at timestamp with time zone DEFAULT now() NOT NULL
+)
+PARTITION BY RANGE (event_id);
 
 CREATE TABLE outbox.endpoint_versions (
     endpoint_id uuid NOT NULL,
@@ -692,7 +762,8 @@ CREATE VIEW outbox.known_attempts AS
     recorded_attempts.status,
     recorded_attempts.error,
     recorded_attempts.response_headers,
-    recorded_attempts.response_body
+    recorded_attempts.response_body,
+    NULL::timestamp with time zone AS response_gone_at
    FROM outbox.recorded_attempts
 UNION ALL
  SELECT kept_attempts.event_id,
@@ -706,8 +777,24 @@ UNION ALL
     kept_attempts.status,
     kept_attempts.error,
     kept_attempts.response_headers,
-    kept_attempts.response_body
-   FROM outbox.kept_attempts;
+    kept_attempts.response_body,
+    NULL::timestamp with time zone AS response_gone_at
+   FROM outbox.kept_attempts
+UNION ALL
+ SELECT bare_attempts.event_id,
+    bare_attempts.endpoint_id,
+    bare_attempts.attempt_no,
+    bare_attempts.workspace_id,
+    bare_attempts.endpoint_version,
+    bare_attempts.started_at,
+    bare_attempts.duration_ms,
+    bare_attempts.worker_no,
+    bare_attempts.status,
+    bare_attempts.error,
+    NULL::jsonb AS response_headers,
+    NULL::bytea AS response_body,
+    bare_attempts.response_gone_at
+   FROM outbox.bare_attempts;
 
 CREATE TABLE outbox.worker_processes (
     worker_no integer NOT NULL,
@@ -743,7 +830,8 @@ CREATE VIEW outbox.attempts AS
     outbox.readable(a.response_body) AS response_body,
     a.error,
     COALESCE(w.name, ('worker '::text || a.worker_no)) AS worker,
-    a.endpoint_version
+    a.endpoint_version,
+    a.response_gone_at
    FROM ((outbox.known_attempts a
      LEFT JOIN outbox.endpoint_versions v ON (((v.endpoint_id = a.endpoint_id) AND (v.version = a.endpoint_version) AND (v.workspace_id = a.workspace_id))))
      LEFT JOIN outbox.worker_processes w ON ((w.worker_no = a.worker_no)));
@@ -768,7 +856,8 @@ CREATE VIEW outbox.attempt_log AS
     response_headers,
     response_body,
     worker,
-    endpoint_version
+    endpoint_version,
+    response_gone_at
    FROM outbox.attempts a;
 
 CREATE TABLE outbox.endpoint_minutes (
@@ -1134,7 +1223,8 @@ CREATE VIEW outbox.event_log AS
     d.canceled,
     d.pending,
     c.canceled_at,
-    c.canceled_by
+    c.canceled_by,
+    e.payload_gone_at
    FROM ((outbox.known_events e
      LEFT JOIN LATERAL ( SELECT count(*) AS deliveries,
             count(*) FILTER (WHERE (k.state = 'delivered'::text)) AS delivered,
@@ -1212,7 +1302,7 @@ CREATE VIEW outbox.latency_by_hour AS
             max(t.total_ms) AS max_ms
            FROM ( SELECT ((EXTRACT(epoch FROM (d.finished_at - GREATEST(e.created_at, e.deliver_at))) * (1000)::numeric))::bigint AS total_ms
                    FROM (outbox.finished_deliveries d
-                     JOIN outbox.events e ON (((e.event_id = d.event_id) AND (e.workspace_id = d.workspace_id))))
+                     JOIN outbox.known_events e ON (((e.event_id = d.event_id) AND (e.workspace_id = d.workspace_id))))
                   WHERE ((d.event_id >= outbox.event_id_floor(h.hour)) AND (d.event_id < outbox.event_id_floor((h.hour + '01:00:00'::interval))) AND (e.event_id >= outbox.event_id_floor(h.hour)) AND (e.event_id < outbox.event_id_floor((h.hour + '01:00:00'::interval))) AND (d.state = 'delivered'::text) AND (d.replay_count = 0))) t) l)
   WHERE (l.deliveries > 0);
 
@@ -1365,7 +1455,8 @@ CREATE VIEW outbox.tenant_events WITH (security_barrier='true') AS
     e.priority,
     e.deliver_at,
     e.traceparent,
-    e.created_at
+    e.created_at,
+    e.payload_gone_at
    FROM (outbox.tenant_logins t
      JOIN outbox.known_events e ON ((e.workspace_id = t.workspace_id)))
   WHERE (t.login_role = SESSION_USER);
@@ -1413,6 +1504,12 @@ ALTER TABLE ONLY outbox.endpoint_vault
 CREATE FUNCTION outbox.store_secret(endpoint outbox.endpoints, sealed bytea, overlap interval) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
+ALTER TABLE ONLY outbox.bare_attempts
+    ADD CONSTRAINT bare_attempts_pkey PRIMARY KEY (event_id, endpoint_id, attempt_no, workspace_id);
+
+ALTER TABLE ONLY outbox.bare_events
+    ADD CONSTRAINT bare_events_pkey PRIMARY KEY (event_id, workspace_id);
 
 ALTER TABLE ONLY outbox.canceled_events
     ADD CONSTRAINT canceled_events_pkey PRIMARY KEY (event_id);
@@ -1488,6 +1585,14 @@ ALTER TABLE ONLY outbox.vault_keys
 
 ALTER TABLE ONLY outbox.worker_processes
     ADD CONSTRAINT worker_processes_pkey PRIMARY KEY (worker_no);
+
+CREATE INDEX bare_attempts_failed_idx ON ONLY outbox.bare_attempts USING btree (endpoint_id, started_at) WHERE ((status IS NULL) OR (status < 200) OR (status > 299));
+
+CREATE INDEX bare_attempts_started_idx ON ONLY outbox.bare_attempts USING brin (started_at) WITH (autosummarize='on');
+
+CREATE INDEX bare_events_payload_idx ON ONLY outbox.bare_events USING btree (event_id) WHERE (payload IS NOT NULL);
+
+CREATE INDEX bare_events_workspace_idx ON ONLY outbox.bare_events USING btree (workspace_id, event_id);
 
 CREATE INDEX canceled_events_at_idx ON outbox.canceled_events USING btree (canceled_at);
 

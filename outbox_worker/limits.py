@@ -55,6 +55,7 @@ class Lanes:
         self.in_flight = 0
         self.restricted: set[UUID] = set()  # lanes that may have less room than a new one
         self.circuits_changed: set[UUID] = set()
+        self.gone: list[Lane] = []  # given away with attempts that are not reported yet
 
     def lane(self, endpoint_id: UUID) -> Lane:
         found = self.lanes.get(endpoint_id)
@@ -290,4 +291,5 @@ class Lanes:
                 self.ready.pop(endpoint_id, None)
                 self.gates.leave(lane)
                 if lane.in_flight == 0:
+                    self.gone += [lane] if lane.attempts else []
                     del self.lanes[endpoint_id]

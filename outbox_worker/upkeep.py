@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import AWAY, while_database_returns
-from outbox_worker.lane import LATENCY_BUCKETS, Lane
 from outbox_worker.sweep import sweep_once
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from outbox_worker.flights import Flights
+    from outbox_worker.lane import Lane
     from outbox_worker.limits import Lanes
     from outbox_worker.presence import Presence
     from outbox_worker.store import Store
@@ -125,28 +125,38 @@ async def report_once(store: Store, lanes: Lanes, *, everything: bool) -> int:
     """Append what changed: circuits at once, the minute's counts of every active endpoint each minute."""
     now = time.monotonic()
     if everything:
-        reported = [lane for lane in lanes.lanes.values() if lane.attempts or lanes.waits_for(lane, now)]
+        reported = [
+            *lanes.gone,
+            *(lane for lane in lanes.lanes.values() if lane.attempts or lanes.waits_for(lane, now)),
+        ]
     else:
         reported = [
             lanes.lanes[endpoint_id] for endpoint_id in lanes.circuits_changed if endpoint_id in lanes.lanes
         ]
     lanes.circuits_changed.clear()
-    if reported:
-        await store.report([report_of(lanes, lane, now) for lane in reported])
-    for lane in reported:
-        lane.attempts = lane.successes = lane.timeouts = 0
-        lane.latency_counts = [0] * LATENCY_BUCKETS
+    if not reported:
+        return 0
+    rows = [report_of(lanes, lane, now) for lane in reported]
+    await store.report(rows)
+    for lane, row in zip(reported, rows, strict=True):  # others have ended meanwhile
+        lane.attempts -= row["attempts"]
+        lane.successes -= row["successes"]
+        lane.timeouts -= row["timeouts"]
+        lane.latency_counts = [
+            now - then for now, then in zip(lane.latency_counts, row["latency_counts"], strict=True)
+        ]
+    lanes.gone = [lane for lane in lanes.gone if lane.attempts]
     return len(reported)
 
 
-def report_of(lanes: Lanes, lane: Lane, now: float) -> dict[str, object]:
+def report_of(lanes: Lanes, lane: Lane, now: float) -> dict[str, Any]:
     return {
         "endpoint_id": str(lane.endpoint_id),
         "workspace_id": lane.workspace_id,
         "attempts": lane.attempts,
         "successes": lane.successes,
         "timeouts": lane.timeouts,
-        "latency_counts": lane.latency_counts,
+        "latency_counts": list(lane.latency_counts),
         "in_flight": lane.in_flight,
         "in_flight_limit": min(int(lane.limit), lane.max_in_flight),
         "circuit": lane.circuit,

@@ -32,7 +32,7 @@ from outbox_worker.presence import Presence, presence_loop, renew_and_balance
 from outbox_worker.settle import settle_loop
 from outbox_worker.store import Store
 from outbox_worker.transport import open_transport
-from outbox_worker.upkeep import sweep_loop, upkeep_loop
+from outbox_worker.upkeep import report_once, sweep_loop, upkeep_loop
 from outbox_worker.vault import load_keyring
 from outbox_worker.wakeup import WakeUp, open_wakeups
 
@@ -142,13 +142,19 @@ async def run(
                         telemetry.requests_cut(cut)
                     for task in late:
                         task.cancel()
-        try:
-            await store.stop_worker()
-        except AWAY as error:  # its presence expires by itself
-            telemetry.database_lost(f"{type(error).__name__} while leaving")
+        await leave(store, lanes)
     if presence.refused:
         raise presence.refused
     telemetry.worker_stopped()
+
+
+async def leave(store: Store, lanes: Lanes) -> None:
+    """Report the counts since the last minute and end the presence, if the database is at hand."""
+    try:
+        await report_once(store, lanes, everything=True)
+        await store.stop_worker()
+    except AWAY as error:  # its presence expires by itself
+        telemetry.database_lost(f"{type(error).__name__} while leaving")
 
 
 async def present_or_stopping(begin: Callable[[], Awaitable[None]], stopping: asyncio.Event) -> bool:

@@ -30,6 +30,18 @@ async def test_a_started_request_is_finished_and_recorded_before_the_worker_leav
     assert len(receiver.requests) == 1
 
 
+async def test_a_worker_that_leaves_reports_the_attempts_of_its_last_minute(shop, receiver, working):
+    """Rates and success of the last minutes are right also after a restart."""
+    make_endpoint(shop, receiver.url)
+    async with working():
+        event_id = publish(shop)
+        await eventually(lambda: state_of(shop, event_id) == "delivered")
+    assert shop.execute("select sum(attempts), sum(successes) from outbox.endpoint_minutes").fetchone() == (
+        1,
+        1,
+    )
+
+
 async def test_a_request_that_outlives_its_deadline_is_recorded_and_the_worker_leaves_clean(
     shop, receiver, working
 ):

@@ -100,6 +100,9 @@ OF_NOW = {
     "who is slow": "select endpoint_id, p99_ms, success_rate, why from outbox.endpoint_health"
     " where workspace_id = 'ws_3'",
     "how one endpoint is": "select * from outbox.endpoint_health where endpoint_id = '{endpoint}'",
+    "who is failing, since when": "select endpoint_id, url, failing_since, success_rate from outbox.endpoint_health"
+    " where failing_since is not null order by failing_since",
+    "what waits anywhere, and why": "select endpoint_id, waiting, due, held, why from outbox.backlog order by oldest_due_at",
     "who works": "select * from outbox.workers",
 }
 

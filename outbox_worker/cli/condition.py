@@ -1,8 +1,8 @@
 """The condition of a search: joined from fixed fragments, asked of the database in as few steps as it takes.
 
 Reads: outbox.event_log, outbox.delivery_log, outbox.dead_letters, outbox.attempts. Writes: nothing.
-Guarantee: what was typed travels as parameters only; an indexed value is looked up newest first, a page at a time, so
-that one which a million events hold costs no more than what is shown.
+Guarantee: what was typed travels as parameters only; an indexed value is looked up newest first, in two pages, so
+that one which a million events hold costs what is shown; only what those do not fill is read as a whole.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 
 from outbox_worker.cli.session import Connection, rows
 
-_PAGE, _LARGEST_PAGE = 100, 5_000
+_PAGES = (100, 1000)
 Row = dict[str, Any]
 
 
@@ -69,6 +69,7 @@ _DELIVERY_BOUNDS = {
 
 # What outbox-worker index has indexed: the same as an equality of jsonpath.
 _INDEXED = "jsonb_path_query_array(f.payload, %(path)s::text::jsonpath) @> %(values)s::jsonb"
+_BEFORE = "f.event_id < %(before)s::uuid"
 _NEXT = "select f.event_id from outbox.event_log f"
 _OF_THE_EVENT = ("event", "workspace", "type", "since", "until")
 # The ids go into the statement on both sides of the join: partitions of other times are not even opened.
@@ -103,28 +104,26 @@ class Condition:
         """Give the statement for the next events that hold the indexed value, newest first."""
         about = [_FRAGMENTS[name] for name in _OF_THE_EVENT if name in self.values]
         if "before" in self.values:
-            about.append("f.event_id < %(before)s::uuid")
+            about.append(_BEFORE)
         where = " and ".join([_INDEXED, *about])
         return f"{_NEXT} where {where} order by f.event_id desc limit %(page)s::int"
 
 
 def found(connection: Connection, condition: Condition) -> Iterator[Row]:
-    """Ask for what the condition describes; with an indexed value in pages that grow while the rest rejects them."""
-    if "path" not in condition.values:
-        yield from rows(connection, condition.query(), condition.values)
-        return
-    wanted, page = int(condition.values["limit"]), _PAGE
-    while wanted > 0:
-        ids = [
-            row["event_id"]
-            for row in rows(connection, condition.page_query(), {**condition.values, "page": page})
-        ]
-        if not ids:
-            return
-        condition.values |= {"ids": ids, "before": ids[-1], "limit": wanted}
-        matching = rows(connection, condition.query(), condition.values)
-        yield from matching
-        if len(ids) < page:
-            return
-        wanted -= len(matching)
-        page = min(4 * page, _LARGEST_PAGE)
+    """Ask for what the condition describes; with an indexed value in pages, and after these in one statement."""
+    if "path" in condition.values:
+        for page in _PAGES:
+            held = rows(connection, condition.page_query(), {**condition.values, "page": page})
+            ids = [row["event_id"] for row in held]
+            if not ids:
+                return
+            condition.values |= {"ids": ids, "before": ids[-1]}
+            matching = rows(connection, condition.query(), condition.values)
+            yield from matching
+            condition.values["limit"] -= len(matching)
+            if len(ids) < page or condition.values["limit"] <= 0:
+                return
+        # Many hold the value and the rest of the condition rejects them: one join of all costs less than more pages.
+        del condition.values["ids"]
+        condition.fragments += [_INDEXED, _BEFORE]
+    yield from rows(connection, condition.query(), condition.values)

@@ -55,3 +55,14 @@ def test_search_says_which_time_its_text_cannot_reach(bare, cli):
         assert (ran.code, ran.out) == (0, "")
         assert "are gone" in ran.err, option
         assert "are gone" not in cli("search", "--since", "2h", option, looked_for, "--json").err
+
+
+def test_a_dry_run_counts_nothing_that_cannot_be_sent(bare, dsn_of, db):
+    """What is counted is what a replay then does; the refusal says since when."""
+    operator = Commands(dsn_of("operator_login"))
+    other = add_endpoint(db)
+    for more in ([], ["--endpoint", other]):
+        assert operator("replay", "--event", bare, *more, "--dry-run", "--json").json == [{"would_replay": 0}]
+        ran = operator("replay", "--event", bare, *more, "--yes")
+        assert ran.code == 2
+        assert "payload is gone since" in ran.err

@@ -8,6 +8,8 @@ If it fails: support staff wait, and the history is read through each time they 
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from outbox_worker.cli import condition as searching
@@ -65,8 +67,11 @@ def test_a_value_that_every_event_holds_costs_what_is_shown(history, monkeypatch
 
 def test_pages_go_on_until_the_limit_or_the_end(history, monkeypatch):
     """What the other conditions reject does not hide what is older; nothing is found twice."""
-    monkeypatch.setattr(searching, "_PAGE", 3)
+    monkeypatch.setattr(searching, "_PAGES", (10, 10))
     matching, plans = asked(history, monkeypatch, search_for("tags", "of 0", states=["dead"]))
     assert len({(row["event_id"], row["endpoint_id"]) for row in matching}) == len(matching) == 50
-    assert len(plans) > 4
-    assert asked(history, monkeypatch, search_for("tags", "of 1", states=["dead"]))[0] == []
+    assert len(plans) == 5
+    none, plans = asked(
+        history, monkeypatch, search_for("tags", "all", states=["held"], endpoint=str(UUID(int=0)))
+    )
+    assert (none, len(plans)) == ([], 5)

@@ -30,7 +30,7 @@ create table outbox.bare_events (
 create index bare_events_workspace_idx on outbox.bare_events (workspace_id, event_id);
 -- Always empty: it answers every condition on a payload with nothing, so that none scans the table.
 create index bare_events_payload_idx on outbox.bare_events (event_id) where payload is not null;
-comment on table outbox.bare_events is 'Events whose payload is older than settings.payload_retention: their facts. They cannot be replayed.';
+comment on table outbox.bare_events is 'Events whose payload is older than settings.payload_retention: their facts, but not the ordering key, which may name a person. They cannot be replayed.';
 
 create table outbox.bare_attempts (
     event_id          uuid not null,

@@ -9,6 +9,7 @@ import pytest
 
 from outbox_worker import worker
 from tests.support import factories
+from tests.support import watched as watching
 from tests.support.receiver import Receiver
 
 
@@ -49,3 +50,9 @@ def working(dsn_of, vault_key):
                 stopping.set()
 
     return run
+
+
+@pytest.fixture
+def watched(make_server, vault_key):
+    """A database whose server logs everything."""
+    return watching.watch(make_server(options=watching.LOGS_EVERYTHING), vault_key)

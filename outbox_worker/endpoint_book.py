@@ -80,7 +80,9 @@ class EndpointBook:
     async def load(self, batch: dict[UUID, list[asyncio.Future[Endpoint | None]]]) -> None:
         rows = {row[0]: row for row in await self.store.load_endpoints(list(batch))}
         for endpoint_id, futures in batch.items():
-            endpoint = await self.opened(rows[endpoint_id]) if endpoint_id in rows else None
+            row = rows.get(endpoint_id)
+            # What was asked for while its version was being opened is in memory by now.
+            endpoint = (self.known(endpoint_id, row[2]) or await self.opened(row)) if row else None
             for future in futures:
                 if not future.done():
                     future.set_result(endpoint)

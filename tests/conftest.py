@@ -2,7 +2,8 @@
 
 Reads: OUTBOX_TEST_PG_BIN (a folder with PostgreSQL's programs, else the wheel's), OUTBOX_DATABASE_URL (an
 existing server instead, as a superuser). Writes: a folder of its own in the temporary folder.
-Guarantee: a test that leaves an asyncio task or a database connection behind fails.
+Guarantee: a test that leaves an asyncio task or a database connection behind fails, and so does a session whose
+workers ran as anybody but outbox_worker's login.
 If it crashes: the next session stops the server and removes the folder that were left.
 """
 
@@ -31,6 +32,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from outbox_worker.errors import OutboxError
 from outbox_worker.migrate import migrate
 from outbox_worker.server import LocalServer, local_server
+from tests.support.roles import LOGGED, workers_of_another_role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -52,8 +54,9 @@ OPTIONS = {
     "max_connections": "100",
     "jit": "off",
     "log_min_messages": "warning",
+    **LOGGED,
 }
-SMALL = {"fsync": "off", "shared_buffers": "16MB"}
+SMALL = {"fsync": "off", "shared_buffers": "16MB", **LOGGED}
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -125,7 +128,9 @@ def own_server(pg_bin: Path | None) -> Iterator[LocalServer]:
     folder.chmod(0o711)  # PostgreSQL may run as another user
     with local_server(folder, bin_dir=pg_bin, options=OPTIONS) as server:
         yield server
+    others = workers_of_another_role(server.folder)
     server.discard()
+    assert not others, f"workers ran as another role than outbox_worker's login: {others}"
 
 
 @pytest.fixture(scope="session")
@@ -264,6 +269,8 @@ def make_server(server_folder, ready_made, pg_bin) -> Iterator[Callable[..., Loc
     for server in made:
         with suppress(OutboxError):
             server.stop("immediate")
+    others = [worker for server in made for worker in workers_of_another_role(server.folder)]
     for server in made:
         with suppress(OutboxError):
             server.discard()
+    assert not others, f"workers ran as another role than outbox_worker's login: {others}"

@@ -281,11 +281,11 @@ async def test_a_recovery_to_an_earlier_point_is_held_and_a_failover_is_not(
     primary.start()
     migrate(primary.dsn())
     with closing(psycopg.connect(primary.dsn(), autocommit=True)) as db:
-        db.execute("create role w login password 'p' in role outbox_worker")
+        db.execute("create role worker_login login password 'p' in role outbox_worker")
         factories.allow_loopback(db, receiver.port)
         factories.install_key(db, vault_key)
         endpoint, _ = make_endpoint(db, receiver.url)
-        async with working_on(primary.dsn("postgres", "w", "p")):
+        async with working_on(primary.dsn("postgres", "worker_login", "p")):
             first = publish(db)
             await eventually(lambda: state_of(db, first, endpoint) == "delivered")
     primary.stop()
@@ -313,11 +313,11 @@ async def test_a_recovery_to_an_earlier_point_is_held_and_a_failover_is_not(
         await eventually(lambda: not one(db, "select pg_is_in_recovery()"), 30)
         if how == "recovery":
             assert "recovery_target_name = before" in await refused(
-                later.dsn("postgres", "w", "p"), vault_key
+                later.dsn("postgres", "worker_login", "p"), vault_key
             )
             assert one(db, "select array_agg(t.event_id) from outbox.could_be_sent_twice() t") == [waiting]
             db.execute("select outbox.release_restored()")
-        async with working_on(later.dsn("postgres", "w", "p")):
+        async with working_on(later.dsn("postgres", "worker_login", "p")):
             await eventually(lambda: state_of(db, waiting, endpoint) == "delivered")
         assert one(db, "select timeline from outbox.home") == 2
     assert ids(receiver, "/") == [str(first), str(waiting)]

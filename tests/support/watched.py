@@ -24,6 +24,7 @@ from psycopg import sql
 from outbox_worker.migrate import migrate
 from tests.support.commands import Commands
 from tests.support.factories import install_key
+from tests.support.roles import LOGGED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,7 @@ LOGS_EVERYTHING = {
     "log_parameter_max_length_on_error": "-1",
     "log_error_verbosity": "verbose",
     "fsync": "off",
+    **LOGGED,
 }
 SECRET_SAFE = (
     "log_parameter_max_length",

@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         20, ge=0, le=600, description="Longest wait for requests in flight after SIGTERM."
     )
+    ready_file: Path | None = Field(
+        None,
+        description="File that exists while the worker is ready: it takes work and was not told to stop.",
+    )
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="Least severe level that is logged."
     )

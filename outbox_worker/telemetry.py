@@ -55,6 +55,10 @@ def worker_draining(in_flight: int) -> None:
     log.info("worker.draining", in_flight=in_flight)
 
 
+def readiness_untold(why: str) -> None:
+    log.warning("readiness.untold", why=why, do="see that NOTIFY_SOCKET leads to who listens")
+
+
 def worker_stopped() -> None:
     log.info("worker.stopped")
 

@@ -1,7 +1,7 @@
 """Worker: open what is needed, run the loops in one TaskGroup, turn signals into an orderly end.
 
 Reads: Settings. Writes: nothing of its own.
-Guarantee: SIGTERM stops claiming, gives back what has not started, lets what has started end within its deadline,
+Guarantee: SIGTERM ends readiness, then claiming, gives back what has not started, lets what has started end within its deadline,
 records it, leaves; a second signal leaves at once. Every task has its owner here.
 If it dies: leases and presence expire; another worker goes on.
 """
@@ -29,6 +29,7 @@ from outbox_worker.fan_out import fan_out_loop
 from outbox_worker.flights import Flights
 from outbox_worker.limits import Lanes
 from outbox_worker.presence import Presence, presence_loop, renew_and_balance
+from outbox_worker.readiness import Readiness
 from outbox_worker.settle import settle_loop
 from outbox_worker.store import Store
 from outbox_worker.transport import open_transport
@@ -53,13 +54,16 @@ async def run(
     on_point: Callable[[str], None] = lambda _point: None,
     send: Send | None = None,
     stopping: asyncio.Event | None = None,
+    readiness: Readiness | None = None,
 ) -> None:
     """Deliver until a signal, or `stopping`, says stop. `send` and `on_point` let a test stand at the edge."""
+    readiness = readiness or Readiness(file=settings.ready_file)
     name = name or f"{socket.gethostname()}:{os.getpid()}"
     telemetry.bind(name)
     keyring = load_keyring(settings)
     check_open_files(settings.max_in_flight)
-    stopping = stopping or asyncio.Event()
+    stopping = stopping or asyncio.Event()  # somebody asks to stop
+    closing = asyncio.Event()  # no longer ready: nothing more is taken
     stopped = asyncio.Event()
     conninfo = settings.database_url.get_secret_value()
     deadline = settings.database_timeout_seconds
@@ -71,17 +75,7 @@ async def run(
         wakeups = await resources.enter_async_context(
             open_wakeups(conninfo, poll_only=settings.poll_only, name=name, deadline=deadline)
         )
-        if send is None:
-            policy = await egress_policy(settings, store)
-            bounds = Bounds(
-                connect_seconds=settings.connect_timeout_seconds,
-                body_bytes=settings.max_response_bytes,
-                max_per_host=settings.max_in_flight,  # the lanes hold the limit per host
-            )
-            transport = await resources.enter_async_context(
-                open_transport(policy, bounds=bounds, ssl_context=certificates(settings))
-            )
-            send = transport.send
+        send = send or await sender(settings, store, resources)
         presence = Presence(name=name, version=__version__, seconds=settings.lease_seconds / 2)
         lanes = Lanes(
             slots=settings.max_in_flight,
@@ -117,15 +111,16 @@ async def run(
                     "settle": settle_loop(store, flights, lanes, stopped),
                     "presence": presence_loop(store, presence, flights, lanes, stopped, stopping),
                     "fan_out": fan_out_loop(
-                        store, flights, lanes, presence.shards, wakeups, wanted, poll, stopping
+                        store, flights, lanes, presence.shards, wakeups, wanted, poll, closing
                     ),
-                    "claim": claim_loop(store, flights, lanes, poll, stopping),
-                    "sweep": sweep_loop(store, flights, lanes, presence, wanted, stopping),
-                    "upkeep": upkeep_loop(store, lanes, stopping),
+                    "claim": claim_loop(store, flights, lanes, poll, closing),
+                    "sweep": sweep_loop(store, flights, lanes, presence, wanted, closing),
+                    "upkeep": upkeep_loop(store, lanes, closing),
                 }
                 async with asyncio.TaskGroup() as group:
                     tasks = {name: group.create_task(loop, name=name) for name, loop in loops.items()}
-                    await stopping.wait()
+                    await ready_until(stopping, readiness)
+                    closing.set()
                     if not wanted.full():
                         wanted.put_nowait(
                             WakeUp()
@@ -169,6 +164,14 @@ async def present_or_stopping(begin: Callable[[], Awaitable[None]], stopping: as
     return present
 
 
+async def ready_until(stopping: asyncio.Event, readiness: Readiness) -> None:
+    readiness.announce()
+    try:
+        await stopping.wait()
+    finally:
+        readiness.withdraw()
+
+
 async def drain(flights: Flights, seconds: float, on_point: Callable[[str], None]) -> None:
     """Start nothing more; wait for what has started, no longer than `seconds`."""
     flights.draining = True
@@ -204,6 +207,17 @@ class signals:  # noqa: N801  (reads as a statement: with signals(stopping))
         if self.stopping.is_set():
             os._exit(128 + number)
         self.stopping.set()
+
+
+async def sender(settings: Settings, store: Store, resources: AsyncExitStack) -> Send:
+    policy = await egress_policy(settings, store)
+    bounds = Bounds(
+        connect_seconds=settings.connect_timeout_seconds,
+        body_bytes=settings.max_response_bytes,
+        max_per_host=settings.max_in_flight,  # the lanes hold the limit per host
+    )
+    transport = open_transport(policy, bounds=bounds, ssl_context=certificates(settings))
+    return (await resources.enter_async_context(transport)).send
 
 
 async def egress_policy(settings: Settings, store: Store) -> EgressPolicy:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import factories
+from tests.support.receiver import hold
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,19 @@ def start(dsn_of, db, vault_key):
             process.communicate()
 
     return starting
+
+
+@pytest.fixture
+def notified(tmp_path):
+    """The socket that systemd would listen on."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as inbox:
+        inbox.bind(str(tmp_path / "notify"))
+        inbox.setblocking(False)
+        yield inbox
+
+
+async def said(inbox: socket.socket) -> str:
+    return (await asyncio.wait_for(asyncio.get_running_loop().sock_recv(inbox, 4096), 30)).decode()
 
 
 def end(pid: int) -> None:
@@ -127,3 +143,36 @@ async def test_a_family_that_cannot_start_exits_with_the_childs_code(start, db):
     with start("--processes", "2", OUTBOX_VAULT_KEY="not a key") as process:
         assert process.wait(30) == 2
         assert "holds no OpenPGP private key" in process.stderr.read()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_ready_is_said_once_all_are_present_and_withdrawn_while_they_still_drain(
+    start, shop, receiver, notified, tmp_path, processes
+):
+    """sd_notify and the file, whose remains of a killed process make nobody ready."""
+    factories.make_endpoint(shop, receiver.url)
+    answer = asyncio.Event()
+    receiver.script("/", hold(answer))
+    file = tmp_path / "ready"
+    file.touch()
+    telling = {"NOTIFY_SOCKET": notified.getsockname(), "OUTBOX_READY_FILE": str(file)}
+    waiting = "select count(*) from pg_locks where not granted"
+    with start("--processes", str(processes), OUTBOX_ALLOW_NETWORKS="127.0.0.0/8", **telling) as process:
+        with shop.transaction():
+            shop.execute("lock table outbox.shards in share row exclusive mode")  # nobody gets shards
+            await eventually(lambda: shop.execute(waiting).fetchone() == (processes,), timeout=30)
+            assert not file.exists()
+            with pytest.raises(BlockingIOError):
+                notified.recv(4096)
+        assert await said(notified) == "READY=1"
+        assert file.exists()
+        factories.publish(shop)
+        await eventually(lambda: receiver.requests)
+        process.terminate()
+        assert await said(notified) == "STOPPING=1"
+        assert not file.exists()
+        assert process.poll() is None  # it waits for the answer
+        answer.set()
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    with pytest.raises(BlockingIOError):
+        notified.recv(4096)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 Key = tuple[Any, ...]
+Place = tuple[float, int]
 LATER = float("inf")
 MOST_LOST = 2
 FINAL = ("delivered", "dead", "canceled")
@@ -34,6 +35,11 @@ class RefusedError(Exception):
 class Event:
     workspace: str
     priority: int
+    event_type: str
+    content: int
+    ordering_key: str | None = None
+    later: bool = False  # deliver_at lies an hour ahead
+    seq: Place = (0.0, 0)  # of its row in the queue
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,19 @@ class Endpoint:
     workspace: str
     takes: tuple[str, ...]  # the event types that its subscription matches
     version: int
+    ordered: bool = False
+    filtered: bool = False  # takes content 1 only
     state: str = "active"
     failing: bool = False
     rotated: bool = False
+
+    def wants(self, event: Event) -> bool:
+        return (
+            event.workspace == self.workspace
+            and event.event_type in self.takes
+            and (not self.filtered or event.content == 1)
+            and self.state != "deleted"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,12 +75,13 @@ class Delivery:
     reason: str | None = None
     lease: str | None = None  # live or expired
     token: UUID | None = None
+    order: tuple[str, Place] | None = None  # ordering key, and place among those of the key
 
     def finished(self, state: str, **changes: Any) -> Delivery:
         return replace(self, state=state, lease=None, token=None, due=0.0, **changes)
 
     def reopened(self, priority: int, due: float) -> Delivery:
-        again = Delivery(priority, due, attempts=self.attempts, status=self.status)
+        again = Delivery(priority, due, attempts=self.attempts, status=self.status, order=self.order)
         return replace(again, replays=self.replays + 1)
 
 

@@ -29,7 +29,8 @@ SEEN = """
 select 'delivery', jsonb_build_array(d.event_id, d.endpoint_id), jsonb_build_array(d.state, d.attempt_count, d.failed_count,
        d.lost_count, d.replay_count, d.priority, d.last_status, case when d.state = 'dead' then d.reason end,
        case when d.lease_expires_at > clock_timestamp() then 'live' when d.lease_expires_at is not null then 'expired' end,
-       o.lease_token, d.state = 'pending' and d.next_attempt_at > clock_timestamp() + interval '30 minutes')
+       o.lease_token, d.state = 'pending' and d.next_attempt_at > clock_timestamp() + interval '30 minutes',
+       d.ordering_key)
 from outbox.deliveries d left join outbox.open_deliveries o on o.event_id = d.event_id and o.endpoint_id = d.endpoint_id
 union all
 select 'event', jsonb_build_array(e.event_id), jsonb_build_array(e.workspace_id, e.priority)
@@ -43,7 +44,7 @@ select 'canceled', jsonb_build_array(c.event_id), jsonb_build_array() from outbo
 union all
 select 'endpoint', jsonb_build_array(p.endpoint_id),
        jsonb_build_array(p.state, p.version, p.failing_since is not null, v.previous_secret is not null)
-from outbox.endpoints p join outbox.endpoint_vault v on v.endpoint_id = p.endpoint_id
+from outbox.endpoints p left join outbox.endpoint_vault v on v.endpoint_id = p.endpoint_id
 union all
 select 'attempt', jsonb_build_array(a.event_id, a.endpoint_id, a.attempt_no), jsonb_build_array(a.status)
 from outbox.recorded_attempts a
@@ -85,4 +86,6 @@ def shown(kind, key, row):
         return key, (row[0],)
     names, of = values.get(kind, ((), None))
     found = tuple(getattr(of, name) for name in names)
-    return key, (*found, row.due == LATER) if kind == "delivery" else found
+    if kind == "delivery":
+        return key, (*found, row.due == LATER, row.order and row.order[0])
+    return key, found

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from outbox_worker.model import Verdict
-from tests.support.outbox_model import LATER, MOST_LOST, Delivery, Key, Model
+from tests.support.outbox_model import LATER, MOST_LOST, Delivery, Key, Model, Place
 from tests.support.outbox_people import close
 
 if TYPE_CHECKING:
@@ -24,20 +24,17 @@ if TYPE_CHECKING:
 def fan_out(m: Model, who: str, token: UUID | None, *, mine: bool) -> set[Key]:
     """Returns event, endpoint and version of what is handed over leased: the active ones, if the shards are mine."""
     handed_over = set()
-    for (event,), event_type in m.seen(who, "queued").items():
+    for (event,) in m.seen(who, "queued"):
         if not m.free(who, "queued", event):
             continue
         m.put(who, "queued", event, None)
         known = m.see(who, "event", event)
         for (endpoint,), row in m.seen(who, "endpoint").items():
-            if (
-                row.workspace != known.workspace
-                or event_type not in row.takes
-                or m.see(who, "canceled", event)
-            ):
+            if not row.wants(known) or m.see(who, "canceled", event):
                 continue
-            made = Delivery(known.priority, m.clock)
-            if mine and row.state == "active":
+            order = (known.ordering_key, known.seq) if row.ordered and known.ordering_key else None
+            made = Delivery(known.priority, LATER if known.later else m.clock, order=order)
+            if mine and row.state == "active" and not known.later and not order:
                 made = replace(made, lease="live", token=token)
                 handed_over.add((event, endpoint, row.version))
             m.put(who, "delivery", event, endpoint, made)
@@ -54,10 +51,31 @@ def claimable(m: Model, who: str, endpoint: UUID) -> set[Key]:
         if n == endpoint
         and d.state == "pending"
         and d.lease is None
+        and d.order is None
         and d.due <= now
         and row.state == "active"
         and m.free(who, "delivery", event, n)
     }
+
+
+def claimable_in_order(m: Model, who: str, endpoint: UUID) -> set[Key]:
+    """The oldest of each ordering key, if it is due, nobody works at the key, and nothing older can still come."""
+    row = m.see(who, "endpoint", endpoint)
+    now = m.now(who) if who in m.open else m.clock + 1
+    keys: dict[str, list[tuple[Place, UUID, Delivery]]] = {}
+    for (event, n), d in m.seen(who, "delivery").items():
+        if n == endpoint and d.state == "pending" and d.order:
+            keys.setdefault(d.order[0], []).append((d.order[1], event, d))
+    queued = [m.see(who, "event", event) for (event,) in m.seen(who, "queued")]
+    found = set()
+    for key, waiting in keys.items():
+        place, event, d = min(waiting, key=lambda one: one[0])
+        older = any(q.workspace == row.workspace and q.ordering_key == key and q.seq < place for q in queued)
+        worked_at = any(other.lease for _, _, other in waiting)
+        due = row.state == "active" and d.due <= now and not older and not worked_at
+        if due and m.free(who, "delivery", event, endpoint):
+            found.add((event, endpoint, d.attempts + 1, d.failed, d.priority, row.version))
+    return found
 
 
 def claim(m: Model, who: str, taken: set[Key], token: UUID | None) -> None:
@@ -99,9 +117,11 @@ def cancel_slice(m: Model, who: str) -> int:
     found = [
         (event, n)
         for (event, n), row in m.seen(who, "delivery").items()
-        if m.see(who, "canceled", event)
+        if (
+            m.see(who, "endpoint", n).state == "deleted"
+            or (m.see(who, "canceled", event) and row.replays == 0)
+        )
         and row.state == "pending"
-        and row.replays == 0
         and row.lease != "live"
         and m.free(who, "delivery", event, n)
     ]

@@ -16,6 +16,23 @@ end
 $$;
 comment on function outbox.endpoint_of(uuid) is 'The endpoint''s row, or an error that says where to look.';
 
+create or replace function outbox.lock_endpoint(endpoint_id uuid) returns outbox.endpoints
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
+as $$
+declare
+    locked outbox.endpoints;
+begin
+    select * into locked from outbox.endpoints e
+    where e.endpoint_id = lock_endpoint.endpoint_id and e.state <> 'deleted' for no key update;
+    if not found then
+        return outbox.endpoint_of(lock_endpoint.endpoint_id);
+    end if;
+    return locked;
+end
+$$;
+comment on function outbox.lock_endpoint(uuid) is
+    'As endpoint_of, with a lock: whoever changes an endpoint and its vault takes the endpoint first, and sees a deletion that it waited for.';
+
 create or replace function outbox.create_endpoint(
     workspace_id text, url text, event_types text[], description text default '', headers jsonb default '{}',
     filter jsonpath default null, ordered boolean default false, max_in_flight int default null,
@@ -58,7 +75,7 @@ language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-    known outbox.endpoints := outbox.endpoint_of(endpoint_id);
+    known outbox.endpoints := outbox.lock_endpoint(endpoint_id);
     changed outbox.endpoints;
     sealed bytea;
     names text[];
@@ -85,7 +102,7 @@ create or replace function outbox.set_endpoint_headers(endpoint_id uuid, headers
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
-    known outbox.endpoints := outbox.endpoint_of(set_endpoint_headers.endpoint_id);
+    known outbox.endpoints := outbox.lock_endpoint(set_endpoint_headers.endpoint_id);
     wanted constant jsonb := coalesce(headers, '{}');
     sealed constant bytea := outbox.seal_headers(known, wanted);
     names constant text[] := outbox.header_names(wanted);
@@ -100,7 +117,7 @@ create or replace function outbox.rotate_secret(endpoint_id uuid, overlap interv
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
-    known outbox.endpoints := outbox.endpoint_of(rotate_secret.endpoint_id);
+    known outbox.endpoints := outbox.lock_endpoint(rotate_secret.endpoint_id);
     fresh constant text := outbox.new_secret();
     sealed bytea;
 begin
@@ -145,7 +162,7 @@ create or replace function outbox.delete_endpoint(endpoint_id uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
-    known outbox.endpoints := outbox.endpoint_of(delete_endpoint.endpoint_id);
+    known outbox.endpoints := outbox.lock_endpoint(delete_endpoint.endpoint_id);
 begin
     update outbox.endpoints e set state = 'deleted', state_reason = 'deleted by ' || session_user
     where e.endpoint_id = known.endpoint_id;

@@ -395,6 +395,10 @@ CREATE FUNCTION outbox.keep_event() RETURNS trigger
 CREATE FUNCTION outbox.latency_percentile(counts bigint[], fraction double precision) RETURNS integer
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE;
 
+CREATE FUNCTION outbox.lock_endpoint(endpoint_id uuid) RETURNS outbox.endpoints
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
+
 CREATE FUNCTION outbox.make_partition(parent text, lower_bound timestamp with time zone, upper_bound timestamp with time zone) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import random
 
     from tests.campaign.stage import Stage
+    from tests.campaign.workers import Place
 
 BOUND = LEASE_SECONDS + POLL_SECONDS + 2
 HALF_OPEN_BOUND = BOUND + 2 * (DATABASE_SECONDS + 10)
@@ -117,18 +118,29 @@ async def dies_at(stage: Stage, rng: random.Random, place_of_death: str) -> str:
     place, kills = rng.choice(stage.fleet.places), stage.fleet.kills
     count = 1 if place_of_death in RARE else rng.randrange(1, 6)
     await stage.fleet.replace(place, dies_at=f"{place_of_death}#{count}")
-    if "reap" in place_of_death:  # somebody must lose leases, and this one must take over
-        for other in stage.fleet.places:
-            if other is not place:
-                stage.fleet.signal(other, signal.SIGKILL, "kill")
-        kills += 2
+    others = [one for one in stage.fleet.places if one is not place]
+    if "reap" in place_of_death:
+        await stop_with_requests_in_flight(stage, others)
     elif place_of_death == "draining":
         stage.fleet.signal(place, signal.SIGTERM, "kill")
+    end = "never came there"
     for _ in range(180):
         await asyncio.sleep(0.1)
         if stage.fleet.kills > kills:
-            return "died there"
-    return "never came there"
+            end = "died there"
+            break
+    for other in others if "reap" in place_of_death else ():
+        stage.fleet.signal(other, signal.SIGCONT)
+    return end
+
+
+async def stop_with_requests_in_flight(stage: Stage, places: list[Place]) -> None:
+    """Their leases expire, and nobody but the one that is left can take over their endpoints and reap."""
+    for one in stage.consumers:
+        stage.receiver.moods[one.number] = lambda _rng: Answer(200, seconds=1.2)
+    await asyncio.sleep(1.5)
+    for place in places:
+        stage.fleet.signal(place, signal.SIGSTOP)
 
 
 RARE = frozenset({"reaping", "in reap", "draining", "in renew_presence"})

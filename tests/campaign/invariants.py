@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 STAMP_SECONDS = LEASE_SECONDS
 """A request may arrive this long after the moment it was signed for (a process stopped in between: SIGSTOP)."""
+STOPPING = ("sigstop", "zombies", "dies at: reaping", "dies at: in reap")
+"""Faults that stop a process for longer than that."""
 
 
 def nothing_lost(e: Evidence) -> Iterator[str]:
@@ -165,7 +167,7 @@ def every_signature_is_valid(e: Evidence) -> Iterator[str]:
         if not marks & set(request["signature"].split()):
             yield f"request {request['r']}: no signature is valid"
         stopped = any(
-            p.name.startswith("sigstop") and p.began - 1 < request["at"] < p.ended + 2 for p in e.played
+            p.name.startswith(STOPPING) and p.began - 1 < request["at"] < p.ended + 2 for p in e.played
         )
         if (
             not -1 - CLOCK_SECONDS

@@ -71,3 +71,32 @@ async def test_no_event_is_lost_and_no_request_unrecorded_when_a_worker_dies(
     lost = shop.execute("select count(*) from outbox.lost_leases").fetchone()[0]
     assert attempts == 1
     assert len(receiver.requests) <= attempts + lost
+
+
+@pytest.mark.parametrize("place", ["reaping", "in reap", "after reap"])
+async def test_a_lost_lease_is_recorded_once_when_the_worker_that_reaps_it_dies(
+    shop, dsn_of, receiver, working, vault_key, tmp_path, place
+):
+    """The record and the delivery's return are one commit: not there, or there with both."""
+    key_file = tmp_path / "vault.key"
+    key_file.write_text(vault_key[0])
+    key_file.chmod(0o600)
+    make_endpoint(shop, receiver.url)
+    event_id = publish(shop)
+    shop.execute("delete from outbox.fan_out_queue")
+    shop.execute(
+        "insert into outbox.open_deliveries (event_id, endpoint_id, workspace_id, priority, next_attempt_at, leased_by,"
+        " lease_token, lease_expires_at) select %s, endpoint_id, 'ws_1', 1, now(), 1, gen_random_uuid(), now() - interval '1 s'"
+        " from outbox.endpoints",
+        [event_id],
+    )
+    assert await die(place, dsn_of("worker_login"), key_file) == -signal.SIGKILL
+    async with working(**TIMES):
+        await eventually(lambda: state_of(shop, event_id) == "delivered", timeout=20)
+    lost = shop.execute(
+        "select count(*), count(distinct lease_token), max(attempt_no) from outbox.lost_leases"
+    ).fetchone()
+    delivered = shop.execute("select lost_count, attempt_count from outbox.deliveries").fetchone()
+    assert lost[0] == lost[1] == delivered[0] >= 1
+    assert (lost[2], delivered[1]) == (1, 1)
+    assert len(receiver.requests) == 1

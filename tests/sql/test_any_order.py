@@ -32,21 +32,28 @@ class Outbox(PeopleMachine, WorkersMachine):
         mine=st.booleans(),
         canceled=st.booleans(),
         order=st.sampled_from([None, "x"]),
-        overtaken=st.booleans(),
+        overtaken=st.sampled_from([None, "waiting", "worked at"]),
     )
     def something_to_do(self, count, mine, canceled, order, overtaken):
         """Events that are fanned out already, so that few steps lead far; perhaps one older than they comes late."""
         kind = ("ws_1", "message.received")
         if overtaken:
             self.begin("b")
-            self.publish("b", kind, 1, None, 1, order, later=False)
+            self.publish("b", kind, 1, None, 1, "x", later=False)
         for number in range(count):
-            self.publish("a", kind, number % 3, None, 1, order, later=False)
+            self.publish(
+                "a", kind, number % 3, None, 1 + number % 2, order or (overtaken and "x"), later=False
+            )
         if canceled:
             self.change_event("a", 0, None, "cancel")
         self.fan_out("a", mine)
+        if overtaken == "worked at":
+            self.claim_in_order("a")
         if overtaken:
             self.end("b", "commit")
+            self.claim_in_order("a")
+            self.fan_out("b", mine)
+            self.claim_in_order("a")
 
 
 @pytest.fixture(scope="module")

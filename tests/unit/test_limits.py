@@ -357,6 +357,24 @@ def test_what_waits_for_others_slots_says_so():
     assert [ours.waits_for(one, 0) for one in hanging].count("suspects") == 1
 
 
+def test_a_slot_is_not_kept_for_one_that_waits_elsewhere_meanwhile():
+    """Its host calls a suspect, but the suspects' slots are taken: the host's slot is free for whoever comes next."""
+    ours = lanes(slots=10, share=0.1, host_limit=1)
+    on_host, hanging, suspect, healthy = (ours.lane(UUID(int=n)) for n in range(4))
+    on_host.host = suspect.host = healthy.host = "h"
+    hanging.slow = suspect.slow = True
+    fly(ours, on_host, 1)
+    ours.work_is_due(suspect.endpoint_id, 0)
+    assert ours.plan(0, 9) == []
+    assert ours.waits_for(suspect, 0) == "host"
+    fly(ours, hanging, 1, "other")
+    land(ours, on_host, 1)
+    assert ours.plan(1, 9) == []
+    assert ours.waits_for(suspect, 1) == "suspects"
+    ours.work_is_due(healthy.endpoint_id, 2)
+    assert ours.plan(2, 9) == [(healthy, 1)]
+
+
 def test_urgent_goes_before_bulk_without_starving_it():
     """By turns over many claims, however little room each has: of thirteen places eight, four and one."""
     lane = lanes().lane(uuid4())

@@ -38,7 +38,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until interrupted.")] = False,
     interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 2,
     worst: Annotated[
-        int, typer.Option(min=0, max=1000, help="How many endpoints to list, the worst first.")
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="How many endpoints to list, the worst first: disabled or held, then by circuit, success rate and attempts.",
+        ),
     ] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -128,8 +133,10 @@ def look(connection: Connection, backlog: Backlog, worst: int) -> dict[str, Any]
         from outbox.endpoint_health h
         where h.state <> 'active' or h.hold_reason is not null or h.filter_error is not null or h.failing_since is not null
            or h.success_rate < 1 or h.circuit <> 'closed' or h.why in ('slots', 'rate', 'host', 'suspects', 'no worker')
-        order by (h.state = 'disabled' or h.hold_reason is not null) desc, (h.circuit <> 'closed') desc nulls last,
-                 coalesce(h.success_rate, case when h.failing_since is null then 1 else 0 end), h.attempts desc
+        order by (h.state = 'disabled' or h.hold_reason is not null) desc,
+                 array_position(array['open', 'half_open'], h.circuit),
+                 coalesce(h.success_rate, case when h.failing_since is null then 1 else 0 end), h.attempts desc,
+                 h.endpoint_id
         limit %s
         """,
         [worst],

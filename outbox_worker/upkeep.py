@@ -127,7 +127,11 @@ async def report_once(store: Store, lanes: Lanes, *, everything: bool) -> int:
     if everything:
         reported = [
             *lanes.gone,
-            *(lane for lane in lanes.lanes.values() if lane.attempts or lanes.waits_for(lane, now)),
+            *(
+                lane
+                for lane in lanes.lanes.values()
+                if lane.attempts or lane.in_flight or lanes.waits_for(lane, now)
+            ),
         ]
     else:
         reported = [

@@ -135,7 +135,10 @@ select n.endpoint_id, n.workspace_id, outbox.shown_url(n.url) as url, n.descript
        outbox.latency_percentile(l.counts, 0.95) as p95_ms,
        outbox.latency_percentile(l.counts, 0.99) as p99_ms,
        o.waiting, o.oldest_waiting_at,
-       coalesce(r.hold, case when q.due then coalesce(r.waits_for, 'due') when q.some then 'retry, schedule or lease' end) as why,
+       coalesce(r.hold, case when q.due then coalesce(r.waits_for, 'due')
+                             when exists (select from outbox.open_deliveries x
+                                          where x.endpoint_id = n.endpoint_id and x.workspace_id = n.workspace_id)
+                             then 'retry, schedule or lease' end) as why,
        r.worker, r.reported_at, n.ordered, n.state_changed_at, n.created_at
 from outbox.endpoints n
 left join outbox.endpoint_reports r on r.endpoint_id = n.endpoint_id and r.workspace_id = n.workspace_id
@@ -156,12 +159,13 @@ left join lateral (
     from outbox.open_deliveries d
     where d.endpoint_id = n.endpoint_id and d.workspace_id = n.workspace_id) o on true
 left join lateral (
-    select count(*) > 0 as some, count(*) filter (where f.next_attempt_at <= statement_timestamp()) > 0 as due
+    select count(*) filter (where f.next_attempt_at <= statement_timestamp()) > 0 as due
     from (values (0::smallint), (1::smallint), (2::smallint)) as p (priority)
     cross join (values (true), (false)) as u (unordered)
     cross join lateral (
         select d.next_attempt_at from outbox.open_deliveries d
         where d.endpoint_id = n.endpoint_id and d.priority = p.priority and (d.ordering_key is null) = u.unordered
+          and (d.lease_expires_at is null or d.lease_expires_at <= statement_timestamp())
         order by d.next_attempt_at limit 1) f) q on true
 where n.state <> 'deleted';
 comment on view outbox.endpoint_health is

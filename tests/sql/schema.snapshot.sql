@@ -1173,7 +1173,9 @@ CREATE VIEW outbox.endpoint_health AS
     COALESCE(r.hold,
         CASE
             WHEN q.due THEN COALESCE(r.waits_for, 'due'::text)
-            WHEN q."some" THEN 'retry, schedule or lease'::text
+            WHEN (EXISTS ( SELECT
+               FROM outbox.open_deliveries x
+              WHERE ((x.endpoint_id = n.endpoint_id) AND (x.workspace_id = n.workspace_id)))) THEN 'retry, schedule or lease'::text
             ELSE NULL::text
         END) AS why,
     r.worker,
@@ -1200,13 +1202,12 @@ CREATE VIEW outbox.endpoint_health AS
             min(d.created_at) AS oldest_waiting_at
            FROM outbox.open_deliveries d
           WHERE ((d.endpoint_id = n.endpoint_id) AND (d.workspace_id = n.workspace_id))) o ON (true))
-     LEFT JOIN LATERAL ( SELECT (count(*) > 0) AS "some",
-            (count(*) FILTER (WHERE (f.next_attempt_at <= statement_timestamp())) > 0) AS due
+     LEFT JOIN LATERAL ( SELECT (count(*) FILTER (WHERE (f.next_attempt_at <= statement_timestamp())) > 0) AS due
            FROM ((( VALUES ((0)::smallint), ((1)::smallint), ((2)::smallint)) p(priority)
              CROSS JOIN ( VALUES (true), (false)) u(unordered))
              CROSS JOIN LATERAL ( SELECT d.next_attempt_at
                    FROM outbox.open_deliveries d
-                  WHERE ((d.endpoint_id = n.endpoint_id) AND (d.priority = p.priority) AND ((d.ordering_key IS NULL) = u.unordered))
+                  WHERE ((d.endpoint_id = n.endpoint_id) AND (d.priority = p.priority) AND ((d.ordering_key IS NULL) = u.unordered) AND ((d.lease_expires_at IS NULL) OR (d.lease_expires_at <= statement_timestamp())))
                   ORDER BY d.next_attempt_at
                  LIMIT 1) f)) q ON (true))
   WHERE (n.state <> 'deleted'::text);

@@ -19,7 +19,7 @@ from tests.support.receiver import reset, status
 from tests.support.waiting import eventually, pause
 
 LIMIT = 3
-RATE = 20
+RATE = 10
 OWNERS = 3
 
 
@@ -103,9 +103,7 @@ async def test_no_receiver_sees_more_at_once_than_its_limit_while_shards_change_
             await publish_some(40)
         await eventually(lambda: owners(shop) == {"two"})
         await publish_some(20)
-        await eventually(
-            lambda: all(counting.answered[f"/{kind}0"] >= 100 for kind in ("quick", "slow", "rated")), 30
-        )
+        await eventually(lambda: all(counting.answered[f"/{kind}0"] >= 100 for kind in ("quick", "slow")), 30)
     assert shop.execute("select count(*) from outbox.lost_leases").fetchone() == (0,)
     limited = {path: most for path, most in counting.most.items() if not path.startswith("/free")}
     assert max(limited.values()) == limited["/slow0"] == limited["/hanging0"] == LIMIT
@@ -113,4 +111,5 @@ async def test_no_receiver_sees_more_at_once_than_its_limit_while_shards_change_
     for number in range(4):
         starts = counting.starts[f"/rated{number}"]
         seconds = starts[-1] - starts[0]
+        assert len(starts) > RATE * seconds / 2  # or it was not the rate that held it
         assert len(starts) <= RATE * (seconds + 0.1) + RATE / 10 + 1 + OWNERS

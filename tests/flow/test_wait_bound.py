@@ -18,8 +18,8 @@ from tests.support.receiver import status
 from tests.support.waiting import eventually, pause
 
 LASTS = 0.25
-OURS = 0.2
-"""What two busy cores may add to a claim."""
+OURS = 0.1
+"""What claim and record may add to each request on two busy cores: a slot is held from one to the other."""
 
 
 @pytest.mark.parametrize(("endpoints", "slots"), [(12, 4), (4, 1)])
@@ -54,4 +54,4 @@ async def test_no_endpoint_with_due_work_waits_longer_than_the_stated_bound(
         free_since |= {f"/{number}": time.monotonic() for number in range(endpoints)}
         await eventually(lambda: sum(map(len, waits.values())) == endpoints * (lasts + 2), 60)
     assert most == slots
-    assert max(max(each) for each in waits.values()) <= lasts * LASTS + OURS
+    assert max(max(each) for each in waits.values()) <= lasts * (LASTS + OURS)

@@ -78,18 +78,18 @@ async def test_recovery_ramps_up_instead_of_flooding(shop, receiver, working):
 
 
 async def test_many_endpoints_on_one_dead_host_get_one_probe_and_recover_by_a_ramp(shop, receiver, working):
-    """Thirty of one host are tried like one, those of another host are not touched; back again, the host ramps up."""
+    """Fifteen of one host are tried like one, those of another host are not touched; back again, the host ramps up."""
     outage = Outage()
     receiver.script(None, outage.behave)
     async with Receiver(host="127.0.0.2") as other:
         allow_loopback(shop, other.port)
-        for number in range(30):
-            make_endpoint(shop, f"{receiver.url}{number}", ["message.sent"])
+        for number in range(15):
+            make_endpoint(shop, f"{receiver.url}{number}", ["message.sent"], retry_schedule=SHORT)
         make_endpoint(shop, other.url, ["message.received"])
         async with working():
             for _ in range(2):
                 publish(shop, "message.sent")
-            await eventually(lambda: len(outage.at) >= 30, 20)
+            await eventually(lambda: len(outage.at) >= 15, 20)
             first = len(outage.at)
             await eventually(lambda: len(outage.at) >= first + 4, 20)
             probes = outage.at[first:]
@@ -98,7 +98,7 @@ async def test_many_endpoints_on_one_dead_host_get_one_probe_and_recover_by_a_ra
                 publish(shop)
             await eventually(lambda: delivered(shop) == 20)
             outage.over.set()
-            await eventually(lambda: len(outage.answered) == 30, 30)
+            await eventually(lambda: len(outage.answered) == 15, 30)
     assert outage.opened[0] == (1, 0)
     assert all(at_once <= 1 + answered for at_once, answered in outage.opened)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox_worker.lane import (
@@ -428,103 +428,3 @@ def test_no_endpoint_with_due_work_waits_longer_than_the_stated_bound(endpoints,
             ours.claimed(lane, room, room, now)
         for endpoint_id, at in last.items():
             assert now - at <= bound or ours.lane(endpoint_id).in_flight
-
-
-HOSTS = ("a", "b", "a", "b", "a")
-RATES = (None, 2.0, None, 30.0, None)
-ACTIONS = [
-    "due",
-    "plan",
-    "plan",
-    "hand over",
-    "ok",
-    "slow",
-    "refuse",
-    "hang",
-    "hang",
-    "hang",
-    "hang",
-    "later",
-]
-actions = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(ACTIONS)), min_size=40, max_size=200)
-
-
-PROBE = [(0, "plan"), *[(0, "hang")] * TRIP_AFTER, (1, "later"), (0, "plan")]
-
-
-@given(actions, st.integers(1, 60), st.floats(0.02, 0.5), st.integers(1, 20))
-@example(PROBE, 60, 0.5, 20)
-def test_no_limit_is_exceeded_whatever_happens(steps, slots, share, host_limit):  # noqa: PLR0912  (a model is one list)
-    """Per endpoint and second, per host, for suspects and in all: after any work, answers, failures, by claim or fan-out."""
-    ours = lanes(slots=slots, share=share, host_limit=host_limit)
-    ids = [UUID(int=n) for n in range(5)]
-    host_of, rate_of = dict(zip(ids, HOSTS, strict=True)), dict(zip(ids, RATES, strict=True))
-    flying: dict[UUID, list[bool]] = {endpoint_id: [] for endpoint_id in ids}
-    starts: dict[UUID, list[float]] = {endpoint_id: [] for endpoint_id in ids}
-    failing: dict[UUID, int] = dict.fromkeys(ids, 0)
-    for endpoint_id in ids:
-        ours.configure(
-            endpoint_id, 6, rate_of[endpoint_id]
-        ).limit = 100.0  # as if it had grown: five halvings leave three
-        ours.work_is_due(endpoint_id, 0)
-    now = 100.0
-
-    def start(endpoint_id):
-        lane = ours.lane(endpoint_id)
-        if sum(map(len, flying.values())) < slots and ours.admits(lane, host_of[endpoint_id], now):
-            if failing[endpoint_id] >= TRIP_AFTER:
-                assert not flying[endpoint_id]  # a probe is alone
-            flying[endpoint_id].append(lane.suspect)
-            starts[endpoint_id].append(now)
-            ours.started(endpoint_id, host_of[endpoint_id])
-            return True
-        return False
-
-    for which, action in steps:
-        endpoint_id = ids[which]
-        lane = ours.lane(endpoint_id)
-        if action == "due":
-            ours.work_is_due(endpoint_id, now)
-        elif action == "later":
-            now += 6.0 if which else 0.1
-        elif action == "hand over":
-            for _ in range(3):
-                start(endpoint_id)
-        elif action == "plan":
-            asks = ours.plan(now, ours.slots - ours.in_flight)
-            for planned, room, known in [(lane, room, lane.host) for lane, room in asks]:
-                assert room > 0
-                for _ in range(room):  # at its first request nobody knows the host
-                    assert start(planned.endpoint_id) or not known
-                ours.claimed(planned, room, room, now)
-        elif flying[endpoint_id]:
-            was_suspect = flying[endpoint_id].pop()
-            if action == "ok":
-                ours.answered(lane, 1)
-            elif action == "slow":
-                ours.answered(lane, SLOW_MS + 1)
-            elif action == "refuse":
-                ours.refused(lane, 1)
-            else:
-                ours.unreachable(lane, 1, now)
-            failing[endpoint_id] = failing[endpoint_id] + 1 if action == "hang" else 0
-            ours.ended(lane, host_of[endpoint_id], now, was_suspect=was_suspect)
-        assert ours.in_flight == sum(map(len, flying.values())) <= slots
-        assert ours.gates.suspects.in_flight == sum(map(sum, flying.values())) <= max(1, int(slots * share))
-        for host in ("a", "b"):
-            assert sum(len(flying[one]) for one in ids if host_of[one] == host) <= host_limit
-        for gate in (ours.gates.suspects, *ours.gates.hosts.values()):
-            assert gate.promised == sum(gate.kept.values()) >= 0
-            assert gate.kept.keys() <= ours.ready.keys()  # what is kept is for somebody who comes
-        for one in ids:
-            assert ours.lane(one).in_flight == len(flying[one]) <= 6
-            if rate_of[one]:
-                times = starts[one]
-                for i, first in enumerate(times):
-                    assert len(times) - i <= rate_of[one] * (times[-1] - first) + 1 + rate_of[one] / 10 + 1e-6
-    # Nobody is forgotten: what is due is in the ring, at a gate, in the air, or has its moment.
-    for one in ids:
-        lane = ours.lane(one)
-        if lane.due_at <= now:
-            waits = one in ours.ready or ours.gates.waits_at(lane) or lane.in_flight or lane.scheduled
-            assert waits or any(gate.waits(one) for gate in ours.gates.hosts.values())

@@ -7,9 +7,8 @@ import json
 from decimal import Decimal
 
 from outbox_worker.lane import TRIP_AFTER
-from tests.flow.test_promises import header
 from tests.support.factories import make_endpoint, publish, state_of
-from tests.support.receiver import hold, reset, status
+from tests.support.receiver import header, hold, reset, status
 from tests.support.waiting import eventually
 
 

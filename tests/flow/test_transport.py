@@ -284,18 +284,3 @@ async def test_T23_other_shortages_of_this_machine_are_our_own_fault(receiver, m
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refuse, raising=False)
     assert_failed(await outcome_of(receiver), Failure.LOCAL)
-
-
-async def test_T25_a_host_has_at_most_its_share_of_requests_in_flight(receiver):
-    """500 slow requests for one host take its cap of connections; the rest are charged to nobody."""
-    done = asyncio.Event()
-    receiver.script(None, act.hold(done))
-    async with sender(receiver, bounds=Bounds(max_per_host=20)) as send, asyncio.TaskGroup() as group:
-        sends = [group.create_task(send()) for _ in range(500)]
-        await eventually(lambda: len(receiver.requests) == 20)
-        await eventually(lambda: sum(task.done() for task in sends) == 480)
-        done.set()
-    outcomes = [task.result() for task in sends]
-    assert sum(outcome.status == 200 for outcome in outcomes) == 20
-    assert sum(outcome.failure is Failure.LOCAL for outcome in outcomes) == 480
-    assert receiver.connections == 20

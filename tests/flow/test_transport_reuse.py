@@ -280,3 +280,19 @@ def test_the_same_connections_work_under_uvloop():
     outcomes = uvloop.run(story())
     assert [outcome.status for outcome in outcomes] == [200, 200, None, None]
     assert [outcome.failure for outcome in outcomes[2:]] == [Failure.AMBIGUOUS, Failure.TIMEOUT]
+
+
+async def test_T25_a_host_has_at_most_its_share_of_requests_in_flight(receiver):  # noqa: N802
+    """500 slow requests for one host take its cap of connections; the rest are charged to nobody."""
+    done = asyncio.Event()
+    receiver.script(None, act.hold(done))
+    bounds = Bounds(max_per_host=20)
+    async with open_transport(policy_for(receiver.port), bounds=bounds) as transport, asyncio.TaskGroup() as group:  # fmt: skip
+        sends = [group.create_task(transport.send(request_to(receiver))) for _ in range(500)]
+        await eventually(lambda: len(receiver.requests) == 20)
+        await eventually(lambda: sum(task.done() for task in sends) == 480)
+        done.set()
+    outcomes = [task.result() for task in sends]
+    assert sum(outcome.status == 200 for outcome in outcomes) == 20
+    assert sum(outcome.failure is Failure.LOCAL for outcome in outcomes) == 480
+    assert receiver.connections == 20

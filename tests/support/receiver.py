@@ -39,6 +39,10 @@ class ReceivedRequest:
     connection: int  # numbered from 1 in order of arrival
 
 
+def header(request: ReceivedRequest, name: str) -> str | None:
+    return next((value for key, value in request.headers if key.lower() == name.lower()), None)
+
+
 @dataclass
 class Exchange:
     """What a behaviour sees. It returns True if the connection is kept for another request."""

@@ -89,7 +89,7 @@ async def test_endpoint_health_says_why_each_endpoint_waits(shop, receiver, work
     rate, _ = make_endpoint(shop, receiver.url + "rate", max_per_second=Decimal("0.01"))
     circuit, _ = make_endpoint(shop, receiver.url + "circuit", max_in_flight=1)
     paused, _ = make_endpoint(shop, receiver.url + "paused")
-    gone, _ = make_endpoint(shop, receiver.url + "gone")
+    gone, _ = make_endpoint(shop, receiver.url + "gone", max_in_flight=1)
     shop.execute("select outbox.pause_endpoint(%s)", [paused])
     async with working(request_timeout_seconds=30, lease_seconds=120, drain_seconds=31):
         for _ in range(8):

@@ -18,7 +18,7 @@ from tests.support.receiver import status
 from tests.support.waiting import eventually, pause
 
 LASTS = 0.25
-OURS = 0.1
+OURS = 0.15
 """What claim and record may add to each request on two busy cores: a slot is held from one to the other."""
 
 

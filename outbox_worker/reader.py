@@ -126,6 +126,8 @@ class Reader:
         if len(result.taken) >= ask.batch:
             self.fair = True
             self.look_at = 0.0
+            for turns in (self.urgent, self.fresh, self.full):  # of an earlier time
+                turns.clear()
 
     def learn_fair(self, ask: FanOutAsk, result: FannedOut) -> None:
         counts: dict[Place, int] = {}

@@ -18,10 +18,10 @@ with plain as (
     cross join lateral (
         select q.ctid as place, q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
         from outbox.fan_out_queue q
-        -- Not as equalities: the primary key could serve what is left of the order, past every other bucket's rows.
-        where (q.priority, q.bucket, q.seq) > (a.priority, a.bucket, a.mark)
-          and (q.priority, q.bucket, q.seq) <= (a.priority, a.bucket, 9223372036854775807)
-        order by q.priority, q.bucket, q.seq
+        -- Not bucket = …: the primary key could serve what is left of the order, past every other bucket's rows. Nor a row
+        -- for an upper bound: the walk would not end where the bucket does.
+        where q.priority = a.priority and (q.bucket, q.seq) > (a.bucket, a.mark) and q.bucket <= a.bucket
+        order by q.bucket, q.seq
         limit a.quota
         for update skip locked) k
     where %(fair)s::bool

@@ -198,6 +198,28 @@ def test_a_fair_fan_out_reads_the_places_it_was_asked_for(backlog):
     assert "fan_out_queue_fair_idx" in plan
 
 
+def test_a_place_that_is_read_to_its_end_costs_a_probe_whatever_waits_behind_it(backlog):
+    """Nothing is left in nineteen workspaces: their part of the round does not read what the others hold."""
+    parameters = {
+        "fair": True,
+        "mark": 0,
+        "batch": 19,
+        "priorities": [1] * 19,
+        "buckets": list(range(19)),
+        "marks": [10**9] * 19,
+        "quotas": [1] * 19,
+        "shards": [],
+        "rooms": "{}",
+        "default_room": 0,
+        "room": 0,
+        "careful": False,
+        "lease_token": uuid4(),
+    }
+    assert run(backlog, "fan_out", **parameters) == []
+    touched, plan = buffers(backlog, "fan_out", **parameters)
+    assert touched < 100, plan
+
+
 def test_finding_who_waits_costs_a_probe_for_each_place(backlog):
     """Twenty workspaces share a long queue: each is found by one step of the index, whatever it holds."""
     parameters = {"priorities": [-1], "buckets": [0], "looks": 128}

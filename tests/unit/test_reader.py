@@ -146,6 +146,17 @@ def test_a_full_plain_look_begins_the_fair_rounds_and_an_empty_queue_ends_them()
     assert not any(queue.values())
 
 
+def test_who_waited_an_earlier_time_is_not_asked_again():
+    """Fair rounds that begin anew know nobody: each place that holds nothing would cost a probe for nothing."""
+    reader, seqs = fair_reader(), count(1)
+    one_round(reader, {(priority, bucket): MANY for priority in range(3) for bucket in range(20)}, seqs)
+    reader.from_the_start()
+    ask = reader.ask(1.0, 10**6)
+    reader.learn(ask, FannedOut([(next(seqs), 50, 1) for _ in range(BATCH)], [], [], {}, None), 0.01)
+    ask, _ = one_round(reader, {(1, 50): MANY}, seqs)
+    assert [share[:2] for share in ask.shares] == [(1, 50)]
+
+
 def test_a_look_that_took_long_is_not_repeated_at_once():
     """Looking, also past dead entries that an old snapshot keeps, has a bounded share of the time."""
     reader = fair_reader()

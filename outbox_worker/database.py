@@ -33,11 +33,14 @@ KEEPALIVE = {
     "tcp_user_timeout": "15000",
     "target_session_attrs": "read-write",
 }
-# Generic plans that walk indexes: the statements are made for them, and tests hold them to it.
+# Generic plans that walk indexes in their order: the statements are made for them, and tests hold them to it. A plan that
+# was made while a queue was empty is kept when a burst comes: it must not sort or collect all that waits.
 SESSION = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
     "timezone": "UTC",
     "synchronous_commit": "on",
 }

@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "lost leases leave no trace", "sql/queries/reap.sql",
         "    from expired x\n), put_back", "    from expired x where false\n), put_back",
-        ("sigkill_all",), ("every_request_is_accounted_for", "duplicates_are_explained"),
+        ("dies at: sent", "sigkill_all", "dies at: sent"), ("every_request_is_accounted_for", "duplicates_are_explained"),
     ),
     Mutant(
         "retries before their time", "sql/queries/settle.sql",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.campaign.cluster import Database
+    from tests.campaign.scene import Consumer
 
 CALL_SECONDS = 6.0
 FAULTS = (psycopg.Error, TimeoutError, OSError)
@@ -112,6 +113,15 @@ class Publisher:
         else:
             await self._read_back(kept + undone, pid, file)
         return good
+
+    def committed_for(self, consumer: Consumer, since: float) -> bool:
+        """Whether something that it must hear was committed since a moment (wall clock)."""
+        return any(
+            entry["state"] == "committed"
+            and entry["at"] >= since
+            and consumer.matches(entry["workspace"], entry["type"], entry["payload"])
+            for entry in self.ledger
+        )
 
     def _event(self, rng: random.Random) -> dict[str, Any]:
         self.number += 1

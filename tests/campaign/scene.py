@@ -39,7 +39,7 @@ ENVIRONMENT = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Consumer:
     """One endpoint of the campaign, its number in its URL."""
 

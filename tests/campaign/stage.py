@@ -93,14 +93,23 @@ class Stage:
         )
 
     async def recovery(self, bound: float) -> float:
-        """Seconds until each healthy endpoint of the north has heard something again."""
-        began = time.monotonic()
-        waiting = {one.number for one in self.consumers if one.way == "north"}
-        while waiting and time.monotonic() < began + bound + 2:
+        """Longest time until a healthy endpoint of the north heard something again, from the first commit for it on.
+
+        The draw may leave an endpoint without an event for as long: it cannot hear what nobody has said.
+        """
+        began, began_at = time.monotonic(), time.time()
+        since = {one: began for one in self.consumers if one.way == "north"}
+        slowest, now = 0.0, began
+        while since and now < began + bound + 2:
             await asyncio.sleep(0.02)
+            now = time.monotonic()
             paused = {n for n, _, until in self.operators.paused if until >= began}
-            waiting = {n for n in waiting - paused if self.receiver.last_at.get(n, 0) <= began}
-        return round(time.monotonic() - began, 2)
+            for one in list(since):
+                if one.number in paused or self.receiver.last_at.get(one.number, 0) > began:
+                    slowest = max(slowest, now - since.pop(one))
+                elif not self.publisher.committed_for(one, began_at):
+                    since[one] = now
+        return round(max([slowest, *(now - at for at in since.values())]), 2)
 
     async def drain(self, seconds: float = DRAIN_SECONDS) -> bool:
         """Nobody publishes, everything is healed: whether all work came to its end."""

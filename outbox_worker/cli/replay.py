@@ -199,13 +199,13 @@ def count_events(connection: Connection, events: list[UUID], endpoint: UUID | No
     if endpoint is None:
         query = """
             select count(*) from outbox.deliveries d where d.event_id = any (%(events)s::uuid[]) and d.state <> 'pending'
-              and not exists (
+              and d.reason is distinct from 'erased' and not exists (
                 select from outbox.event_log e where e.event_id = d.event_id and e.payload_gone_at is not null)
             """
     else:
         query = """
             select count(*) from outbox.event_log e where e.event_id = any (%(events)s::uuid[]) and e.payload_gone_at is null
-              and not exists (
+              and e.payload <> '{"erased": true}' and not exists (
                 select from outbox.deliveries d
                 where d.event_id = e.event_id and d.endpoint_id = %(endpoint)s::uuid and d.state = 'pending')
             """

@@ -26,6 +26,10 @@ begin
         get diagnostics part = row_count;
         erased := erased + part;
 
+        -- keys are often made of what they stand for; the app's next call with this one publishes anew
+        delete from outbox.idempotency_keys i where i.event_id = any (ids);
+        update outbox.fan_out_queue q set ordering_key = null where q.event_id = any (ids) and q.ordering_key is not null;
+
         -- whatever was not fanned out yet goes nowhere
         insert into outbox.canceled_events (event_id, workspace_id)
         select e.event_id, e.workspace_id from outbox.kept_events e where e.event_id = any (ids)
@@ -47,7 +51,7 @@ begin
 end
 $$;
 comment on function outbox.erase_events(uuid[]) is
-    'Replaces the payloads of these events, empties the answers of their attempts, cancels their pending deliveries; returns how many events.';
+    'Replaces the payloads of these events, empties the answers of their attempts, forgets their ordering and idempotency keys, cancels their pending deliveries; returns how many events.';
 
 create or replace function outbox.record_erasure(workspace_id text, reason text, matched uuid[], how text) returns bigint
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp

@@ -95,8 +95,12 @@ with history as materialized (  -- once, not once a row
     insert into outbox.late_results (event_id, endpoint_id, attempt_no, workspace_id, endpoint_version, started_at, duration_ms,
         worker_no, status, error, response_headers, response_body, lease_token)
     select i.event_id, i.endpoint_id, i.attempt_no, i.workspace_id, i.version, i.started_at, i.duration_ms,
-           %(worker_no)s::int, i.status, i.error, i.response_headers::jsonb, i.response_body, i.lease_token
+           %(worker_no)s::int, i.status, i.error, case when not e.erased then i.response_headers::jsonb end,
+           case when not e.erased then i.response_body end, i.lease_token
     from matched i
+    cross join lateral (  -- an answer may repeat what was erased while the request was under way
+        select exists (select from outbox.kept_events k
+                       where k.event_id = i.event_id and k.workspace_id = i.workspace_id and k.payload = '{"erased": true}') as erased) e
     where not i.current and not i.locked and i.verdict <> 'not_attempted'
       -- the commit of an earlier try of this very batch may have been answered by a broken connection
       and not exists (select from outbox.recorded_attempts a

@@ -50,6 +50,15 @@ async def test_replay_by_event_to_all_to_one_and_from_a_list(past, cli, shop):
     assert factories.state_of(shop, past.event, past.good) == "pending"
 
 
+async def test_a_dry_run_counts_nothing_of_what_was_erased(past, cli, shop):
+    """To every endpoint that had it, to one of them and to one that had not: as the replay itself then says."""
+    shop.execute("select outbox.erase(array[%s::uuid], 'request 17')", [past.event])
+    for to in ([], ["--endpoint", past.bad], ["--endpoint", past.other]):
+        counted = cli("replay", "--event", past.event, *to, "--dry-run", "--json")
+        assert counted.json == [{"would_replay": 0}], to
+    assert cli("replay", "--event", past.event, "--yes").code == 2
+
+
 async def test_a_replay_is_watched_until_the_workers_are_through(past, cli, shop, monkeypatch):
     """An operation that runs is polled; an interrupted wait leaves it running."""
     operation = shop.execute(

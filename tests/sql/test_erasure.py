@@ -10,6 +10,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from tests.sql.test_operational import add_leased, settle
 from tests.support.history import add_endpoint, add_event, add_finished, add_open, delivery, value
 
 MARK = "Ada-4711"
@@ -38,7 +39,7 @@ def story(db, endpoint):
         "dead": add_event(db, payload=payload, ordering_key=MARK),
         "kept": add_event(db, payload=payload, age="105 days", ordering_key=MARK),
         "open": add_event(db, payload=payload, ordering_key=MARK),
-        "queued": add_event(db, payload=payload, queued=True),
+        "queued": add_event(db, payload=payload, queued=True, ordering_key=MARK),
         "else": add_event(db, payload={"customer": {"name": "Bob"}}),
         "foreign": add_event(db, "other", payload=payload),
     }
@@ -47,6 +48,12 @@ def story(db, endpoint):
     add_finished(db, events["kept"], endpoint, ago="104 days")
     add_finished(db, events["else"], endpoint)
     add_open(db, events["open"], endpoint, ordering_key=MARK, ordering_seq=1)
+    for workspace, event in (("ws", events["dead"]), ("ws", events["queued"]), ("other", events["foreign"])):
+        db.execute(
+            "insert into outbox.idempotency_keys (workspace_id, idempotency_key, event_id, fingerprint)"
+            " values (%s, %s, %s, '')",
+            [workspace, f"{MARK} {event}", event],
+        )
     db.execute(
         "update outbox.recorded_attempts set response_body = convert_to('thanks, ' || %s, 'UTF8') where"
         " event_id <> %s",
@@ -77,7 +84,7 @@ def tables_with(db, text: str, workspace: str) -> list[str]:
 
 
 def test_no_table_holds_the_data_after_an_erasure(db, story, endpoint):
-    """Payloads, ordering keys and answers are gone wherever they were; others keep theirs."""
+    """Payloads, ordering and idempotency keys and answers are gone wherever they were; others keep theirs."""
     assert len(tables_with(db, MARK, "ws")) >= 5
     assert value(db, BY_PATH) == 4
     assert tables_with(db, MARK, "ws") == []
@@ -88,6 +95,21 @@ def test_no_table_holds_the_data_after_an_erasure(db, story, endpoint):
     assert value(db, "select count(*) from outbox.known_attempts where event_id = %s", story["dead"]) == 16
     assert value(db, "select payload from outbox.event_log where event_id = %s", story["else"]) != ERASED
     assert tables_with(db, MARK, "other")
+
+
+def test_an_answer_that_comes_after_the_erasure_is_not_kept(db, connect, story, endpoint):
+    """A request under way cannot be called back, and its answer may repeat the payload; that it came is kept."""
+    event, token = add_leased(db, endpoint, attempt_count=0)
+    db.execute("select outbox.erase(array[%s::uuid], 'request 19')", [event])
+    worker = connect("worker_login")
+    for one in (event, story["else"]):  # of the other, no lease is held either
+        applied = settle(
+            worker, one, endpoint, token, "delivered", status=200, error=None, body=MARK.encode()
+        )
+        assert applied[0][1:3] == (False, False)
+    late = "select status, response_body from outbox.late_results where event_id = %s"
+    assert db.execute(late, [event]).fetchall() == [(200, None)]
+    assert db.execute(late, [story["else"]]).fetchall() == [(200, MARK.encode())]
 
 
 def test_an_erasure_is_recorded_without_what_it_erased(db, story):

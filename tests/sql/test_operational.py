@@ -38,7 +38,9 @@ def add_leased(db, endpoint, **columns):
     return event, token
 
 
-def settle(worker, event, endpoint, token, verdict, *, status=None, error="timeout: no answer within 15 s"):
+def settle(
+    worker, event, endpoint, token, verdict, *, status=None, error="timeout: no answer within 15 s", body=None
+):
     values = {
         "event_ids": [event],
         "endpoint_ids": [endpoint],
@@ -54,7 +56,7 @@ def settle(worker, event, endpoint, token, verdict, *, status=None, error="timeo
         "statuses": [status],
         "errors": [error],
         "response_headers": [None],
-        "response_bodies": [None],
+        "response_bodies": [body],
         "worker_no": 1,
     }
     return worker.execute(sqlfiles.read("queries/settle.sql"), values).fetchall()

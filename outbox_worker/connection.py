@@ -9,7 +9,7 @@ If it crashes: connections close, receivers may have acted on what was sent, the
 from __future__ import annotations
 
 import asyncio
-import socket
+import select
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -20,6 +20,8 @@ from outbox_worker.model import Failure
 from outbox_worker.resolver import ExchangeError
 
 if TYPE_CHECKING:
+    import socket
+
     from outbox_worker.pool import ConnectionPool
 
     Key = tuple[str, str, int]
@@ -60,7 +62,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.expires = self._loop.time() + pool.bounds.age_seconds
         self.idle_since = 0.0
-        self._socket = sock
+        self._said = select.poll()
+        self._said.register(sock, select.POLLIN)  # an end or an error is told in any case
         self._bounds = pool.bounds
         self._pool = pool
         self._waiter: asyncio.Future[Answer] | None = None
@@ -76,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._waiter = waiter
         self._deadline = deadline
         self._timer = self._loop.call_at(deadline, self._expire)
-        self._answered = self._final = self._keep_alive = self.reusable = False
+        self._answered = self._final = self._body_timed = self._keep_alive = self.reusable = False
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
         self._body: list[bytes] = []
@@ -102,13 +105,7 @@ class Connection(asyncio.Protocol):
         """
         if self.closed or now >= self.expires:
             return False
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not self._said.poll(0)
 
     def close(self) -> None:
         """Close at once: `abort`, since a polite end would wait for the receiver."""
@@ -132,6 +129,11 @@ class Connection(asyncio.Protocol):
             self._break(Failure.PROTOCOL, self._fault or f"the answer is not HTTP/1.1 ({error})")
             self.close()
             return
+        if self._final and not self._answered and not self._body_timed:  # most bodies come with their status
+            self._body_timed = True
+            self._timer.cancel()
+            until = min(self._deadline, self._loop.time() + self._bounds.body_seconds)
+            self._timer = self._loop.call_at(until, self._expire)
         # Counted here too, because the parser keeps an unfinished header or trailer to itself.
         self._room -= len(data)
         if self._room < 0:
@@ -177,10 +179,6 @@ class Connection(asyncio.Protocol):
         self._final = True
         self._room = _FRAMING_FACTOR * (self._bounds.body_bytes + MAX_HEADER_BYTES)
         self._keep_alive = self._parser.should_keep_alive()
-        self._timer.cancel()
-        self._timer = self._loop.call_at(
-            min(self._deadline, self._loop.time() + self._bounds.body_seconds), self._expire
-        )
 
     def on_body(self, data: bytes) -> None:
         if self._answered:

@@ -36,9 +36,12 @@ LITTLE_ROOM = 0.1
 ROOM_SECONDS = 0.05
 ROOM_SECONDS_FAIR = 0.01
 """While many wait, a lone event may be among them, for an endpoint that has room."""
-LITTLE = 64
+LITTLE = 200
 GATHER_SECONDS = 0.003
 """Wait for more after a look that took so few events: each look and each bell costs as much as for a batch."""
+STREAM = 16
+STREAM_GATHER_SECONDS = 0.012
+"""So many in one look come from publishers at full speed: each look takes from them the processor that they need."""
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -61,8 +64,10 @@ async def fan_out_loop(
         if count:
             await while_database_returns(wakeups.disarm)
             pass_on(await while_database_returns(wakeups.seen), wanted)
-            if count < LITTLE and not reader.fair and not stopping.is_set():
-                await asyncio.sleep(GATHER_SECONDS)  # what comes meanwhile is one batch, and rings no bell
+            if (
+                count < LITTLE and not reader.fair and not stopping.is_set()
+            ):  # what comes meanwhile rings no bell
+                await asyncio.sleep(STREAM_GATHER_SECONDS if count >= STREAM else GATHER_SECONDS)
             continue
         armed = await while_database_returns(wakeups.arm)
         if armed and await fan_out_once(store, flights, lanes, shards, reader):

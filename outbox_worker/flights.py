@@ -107,17 +107,27 @@ class Flights:
             was_suspect = lane.suspect
             self.lanes.started(leased.delivery.endpoint_id, host)
             self.tasks.create_task(
-                self.fly_one(leased, lane, host, was_suspect=was_suspect, claimed_before=claimed_before)
+                self.fly_one(
+                    leased, lane, host, endpoint, was_suspect=was_suspect, claimed_before=claimed_before
+                )
             )
 
     async def fly_one(
-        self, leased: Leased, lane: Lane, host: str, *, was_suspect: bool, claimed_before: float
+        self,
+        leased: Leased,
+        lane: Lane,
+        host: str,
+        endpoint: Endpoint | None,
+        *,
+        was_suspect: bool,
+        claimed_before: float,
     ) -> None:
         received = time.monotonic()
         delivery = leased.delivery
         settlement = None
         try:
-            endpoint = await self.book.endpoint(delivery.endpoint_id, delivery.endpoint_version)
+            if endpoint is None:
+                endpoint = await self.book.endpoint(delivery.endpoint_id, delivery.endpoint_version)
             now = time.monotonic()
             if endpoint is not None and not host and self.lanes.gates.found(lane, host_of(endpoint.url), now):
                 host = host_of(endpoint.url)

@@ -7,8 +7,8 @@ If it is wrong: a batch is refused by the database, and settle finds the one at 
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as json_text
 from typing import TYPE_CHECKING, Any
 
 from outbox_worker.lane import WEIGHTS
@@ -145,4 +145,4 @@ def headers_text(headers: Sequence[tuple[bytes, bytes]]) -> str:
         if "\0" in key or "\0" in text:
             key, text = key.replace("\0", ""), text.replace("\0", "")
         joined[key] = f"{joined[key]}, {text}" if key in joined else text
-    return json.dumps(joined)
+    return "{" + ", ".join([f"{json_text(key)}: {json_text(text)}" for key, text in joined.items()]) + "}"

@@ -32,8 +32,8 @@ _URLS_REMEMBERED: Final = 4096
 _OURS_TO_WRITE: Final = frozenset({"host", "content-length", "connection"})
 _WRITTEN_BY_US: Final = frozenset({name.encode() for name in _OURS_TO_WRITE})
 # Every header line of a request, checked in one pass before its first byte goes out.
-_HEADER_LINES: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~]*\r\n)+")
-_SECOND_FRAMING: Final = re.compile(rb"\r\n(?:transfer-encoding|upgrade|te|trailer):", re.IGNORECASE)
+_HEADER_LINES: Final = re.compile(r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~]*\r\n)+")
+_SECOND_FRAMING: Final = re.compile(r"\r\n(?:transfer-encoding|upgrade|te|trailer):", re.IGNORECASE)
 
 
 class BlockedError(httpx.ConnectError):
@@ -94,7 +94,7 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         self._pool = pool
         self._resolver = resolver
 
-    async def post(self, target: Target, fields: Sequence[bytes], body: bytes, seconds: float) -> Answer:
+    async def post(self, target: Target, fields: Sequence[str], body: bytes, seconds: float) -> Answer:
         """Send one POST with these header lines. Raises httpx's exceptions, and builds nothing else of httpx's."""
         message = _head(target, fields, len(body)) + body
         try:
@@ -110,7 +110,9 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         target = _checked(str(request.url), self._policy, request)
         body = await request.aread()
         fields = [
-            b"%b: %b\r\n" % field for field in request.headers.raw if field[0].lower() not in _WRITTEN_BY_US
+            f"{name.decode('latin-1')}: {value.decode('latin-1')}\r\n"
+            for name, value in request.headers.raw
+            if name.lower() not in _WRITTEN_BY_US
         ]
         seconds = request.extensions.get("total_seconds", 15.0)
         answer = await self.post(target, fields, body, seconds)
@@ -144,19 +146,19 @@ def _checked(url: str, policy: EgressPolicy, request: httpx.Request) -> Target:
     return parse_url(url)
 
 
-def _head(target: Target, fields: Sequence[bytes], length: int) -> bytes:
+def _head(target: Target, fields: Sequence[str], length: int) -> bytes:
     """The request up to its body. Raises httpx.LocalProtocolError before a byte is sent."""
-    lines = b"host: %b\r\n%bcontent-length: %d\r\n" % (target.authority.encode(), b"".join(fields), length)
+    lines = f"host: {target.authority}\r\n{''.join(fields)}content-length: {length}\r\n"
     if (
         _HEADER_LINES.fullmatch(lines) is None
-        or lines.count(b"\r\n") != len(fields) + 2  # a value with a line of its own in it
+        or lines.count("\r\n") != len(fields) + 2  # a value with a line of its own in it
         or _SECOND_FRAMING.search(lines)
     ):
         where = f"{target.host}:{target.port}"
         raise httpx.LocalProtocolError(
             f"sending to {where}: these are not valid headers of a request; check the endpoint's headers"
         )
-    return b"POST %b HTTP/1.1\r\n%b\r\n" % (target.path.encode(), lines)
+    return f"POST {target.path} HTTP/1.1\r\n{lines}\r\n".encode()
 
 
 class Transport:
@@ -179,7 +181,7 @@ class Transport:
             return self._failed(started, Failure.BLOCKED_ADDRESS, target)
         try:
             fields = [
-                f"{name}: {value}\r\n".encode("ascii")
+                f"{name}: {value}\r\n"
                 for name, value in request.headers
                 if name.lower() not in _OURS_TO_WRITE
             ]
@@ -201,12 +203,10 @@ class Transport:
         await self._inner.aclose()
 
     async def _post_over_httpx(
-        self, target: Target, fields: Sequence[bytes], body: bytes, seconds: float
+        self, target: Target, fields: Sequence[str], body: bytes, seconds: float
     ) -> Answer:
         """The same over another transport. The body as it arrived: `aread()` would decode a content encoding."""
-        pairs = [
-            (name, value) for name, _, value in (f.removesuffix(b"\r\n").partition(b": ") for f in fields)
-        ]
+        pairs = [(name, value) for name, _, value in (f.removesuffix("\r\n").partition(": ") for f in fields)]
         response = await self._inner.handle_async_request(
             httpx.Request(
                 "POST",

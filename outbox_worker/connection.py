@@ -12,7 +12,7 @@ import asyncio
 import select
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httptools
 
@@ -33,8 +33,7 @@ _TOO_LARGE: Final = f"more than {MAX_HEADER_COUNT} headers or {MAX_HEADER_BYTES}
 _FRAMING_FACTOR: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes  # the first bytes, undecoded

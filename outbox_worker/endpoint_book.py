@@ -55,7 +55,8 @@ class EndpointBook:
         entry = self.entries.get(endpoint_id)
         if entry is None or entry.endpoint.version < version or entry.expires < time.monotonic():
             return None
-        self.entries.move_to_end(endpoint_id)
+        if len(self.entries) > REMEMBERED // 2:  # who was used last is asked only when somebody has to go
+            self.entries.move_to_end(endpoint_id)
         return entry.endpoint
 
     async def endpoint(self, endpoint_id: UUID, version: int) -> Endpoint | None:

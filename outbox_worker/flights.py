@@ -105,7 +105,7 @@ class Flights:
                 self.settle_wanted.set()
                 continue
             was_suspect = lane.suspect
-            self.lanes.started(leased.delivery.endpoint_id, host)
+            self.lanes.started(lane, host)
             self.tasks.create_task(
                 self.fly_one(
                     leased, lane, host, endpoint, was_suspect=was_suspect, claimed_before=claimed_before

@@ -38,7 +38,8 @@ class Gate:
 
     def room_of(self, endpoint_id: UUID, now: float) -> int:
         """What this endpoint may have: all but what is kept for others."""
-        return self.room(now) - self.promised + self.kept.get(endpoint_id, 0)
+        room = self.room(now)
+        return room - self.promised + self.kept.get(endpoint_id, 0) if self.kept else room
 
     def room_in_turn(self, endpoint_id: UUID, now: float) -> int:
         """The same for one whose turn it is in the ring: nothing while others wait that came before."""
@@ -86,7 +87,7 @@ class Gate:
 
     def started(self, endpoint_id: UUID) -> None:
         self.in_flight += 1
-        if self.kept.get(endpoint_id, 0):
+        if self.kept and self.kept.get(endpoint_id, 0):
             self.kept[endpoint_id] -= 1
             self.promised -= 1
 

@@ -194,15 +194,13 @@ class Lanes:
         """Whether one more may start now: since a claim or a fan-out asked for room, that may have gone."""
         return self.room(lane, host, now) > 0
 
-    def started(self, endpoint_id: UUID, host: str) -> Lane:
-        lane = self.lane(endpoint_id)
-        self.restricted.add(endpoint_id)
+    def started(self, lane: Lane, host: str) -> None:
+        self.restricted.add(lane.endpoint_id)
         lane.in_flight += 1
         self.in_flight += 1
         if lane.max_per_second is not None:
             lane.tokens -= 1
         self.gates.started(lane, host)
-        return lane
 
     def ended(self, lane: Lane, host: str, now: float, *, was_suspect: bool) -> None:
         lane.in_flight -= 1

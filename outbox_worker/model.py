@@ -1,5 +1,7 @@
 """The nouns that travel through the pipeline: frozen values without behaviour.
 
+What is made for each delivery is a NamedTuple: a frozen dataclass takes three times as long to make.
+
 Endpoint and Delivery come from the database, Request goes to the wire, Outcome comes back from it,
 Verdict is what we decide, Settlement is what is written.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +55,7 @@ class Endpoint:
     signature_header: str  # the product's own signature header, a setting of the database
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One leased delivery: event times endpoint, with the body exactly as it will be sent."""
 
     event_id: UUID
@@ -72,8 +73,7 @@ class Delivery:
     ordering_key: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One POST, complete: nothing is added or changed after this."""
 
     url: str
@@ -82,8 +82,7 @@ class Request:
     timeout_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What happened on the wire. Exactly one of `status` and `failure` is set."""
 
     status: int | None
@@ -94,8 +93,7 @@ class Outcome:
     duration_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What one attempt comes to: the attempt's record and the delivery's new state."""
 
     delivery: Delivery
@@ -105,8 +103,7 @@ class Settlement:
     started_at: datetime  # database clock
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(NamedTuple):
     """A delivery under our lease, and the database's clock when it was claimed."""
 
     delivery: Delivery

@@ -21,7 +21,7 @@ def lanes(slots=100, share=0.2, endpoint_limit=128, host_limit=1000) -> Lanes:
 
 def fly(all_lanes: Lanes, lane, count: int, host: str = "h") -> None:
     for _ in range(count):
-        all_lanes.started(lane.endpoint_id, host)
+        all_lanes.started(lane, host)
 
 
 def land(all_lanes: Lanes, lane, now: float, *, suspect: bool = False, host: str = "h") -> None:

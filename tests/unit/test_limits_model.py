@@ -143,7 +143,7 @@ def test_no_limit_is_exceeded_whatever_happens(endpoints, steps, slots, share, h
         if ours.in_flight >= slots or not ours.admits(lanes[number], host, model.now):
             return False
         model.starts_now(number)
-        ours.started(UUID(int=number), host)
+        ours.started(ours.lane(UUID(int=number)), host)
         return True
 
     def end(number: int, how: str) -> None:

@@ -147,7 +147,7 @@ create or replace view outbox.operation_log as
 select o.operation_id, o.kind, o.state, o.workspace_id, o.event_id, o.endpoint_id, o.parameters, o.affected, o.reason,
        o.requested_by, o.created_at
 from outbox.operations o;
-comment on view outbox.operation_log is 'Replays, cancellations and erasures: who, when, why, and how many deliveries.';
+comment on view outbox.operation_log is 'Replays, cancellations and erasures: who, when, why, and how many deliveries, or events erased.';
 
 -- One word for one thing: a column of the same name means the same in every view.
 do $$
@@ -204,7 +204,7 @@ declare
         "operation_id": "Identifier, time-ordered.",
         "kind": "replay, cancel or erase.",
         "parameters": "What else was asked for.",
-        "affected": "Deliveries touched.",
+        "affected": "Deliveries touched; of an erase, events that had something to erase.",
         "requested_by": "Login role that asked."}';
     one record;
 begin

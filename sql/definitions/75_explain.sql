@@ -13,6 +13,9 @@ begin
     if ev.event_type = 'endpoint.test' then
         return format('It is a test event: outbox.send_test_event made it for endpoint %s and no other.', ev.payload ->> 'endpoint_id');
     end if;
+    if ev.payload = '{"erased": true}' then
+        return 'The event was erased (outbox.erase).';
+    end if;
     select format('outbox.cancel stopped the event as a whole at %s (by %s), before it was fanned out.', c.canceled_at, c.canceled_by)
     into says from outbox.canceled_events c where c.event_id = ev.event_id;
     if found then
@@ -81,7 +84,7 @@ begin
         end if;
     end if;
     return format(E'Subscription and filter (version %s) match and nothing stands in the way; there is no delivery, so '
-                  'the endpoint was created, changed or deleted at about the time of the fan-out, or the customer''s data was erased.\n%s',
+                  'the endpoint was created, changed or deleted at about the time of the fan-out.\n%s',
                   then_version.version, replay);
 end
 $$;

@@ -7,33 +7,35 @@ language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
 declare
     erased bigint := 0;
-    part bigint;
+    touched uuid[];
     ids uuid[];
     events uuid[];
     endpoints uuid[];
 begin
+    perform pg_advisory_xact_lock(1869968482, 5);  -- no replay is under way; what the last ones opened is seen
     for place in 1 .. coalesce(cardinality(event_ids), 0) by 1000 loop
         ids := event_ids[place : place + 999];
+        -- whatever was not fanned out yet goes nowhere; a fan-out under way is waited for and its deliveries are seen below.
+        -- Deleted, not marked: one that began before this commit would still read the payload.
+        delete from outbox.fan_out_queue q where q.event_id = any (ids);
+
         with gone as (
             delete from outbox.events e where e.event_id = any (ids)
-            returning e.event_id, e.workspace_id, e.event_type, e.priority, e.deliver_at, e.traceparent, e.created_at)
-        insert into outbox.kept_events (event_id, workspace_id, event_type, payload, priority, deliver_at, traceparent, created_at)
-        select g.event_id, g.workspace_id, g.event_type, '{"erased": true}', g.priority, g.deliver_at, g.traceparent, g.created_at from gone g;
-        get diagnostics part = row_count;
-        erased := erased + part;
-        update outbox.kept_events e set payload = '{"erased": true}', ordering_key = null
-        where e.event_id = any (ids) and e.payload <> '{"erased": true}';
-        get diagnostics part = row_count;
-        erased := erased + part;
+            returning e.event_id, e.workspace_id, e.event_type, e.priority, e.deliver_at, e.traceparent, e.created_at
+        ), kept as (
+            insert into outbox.kept_events (event_id, workspace_id, event_type, payload, priority, deliver_at, traceparent, created_at)
+            select g.event_id, g.workspace_id, g.event_type, '{"erased": true}', g.priority, g.deliver_at, g.traceparent, g.created_at from gone g)
+        select array_agg(g.event_id) into touched from gone g;
+        with gone as (
+            update outbox.kept_events e set payload = '{"erased": true}', ordering_key = null
+            where e.event_id = any (ids) and e.payload <> '{"erased": true}'
+            returning e.event_id)
+        select touched || array_agg(g.event_id) into touched from gone g;
 
         -- keys are often made of what they stand for; the app's next call with this one publishes anew
         delete from outbox.idempotency_keys i where i.event_id = any (ids);
-        update outbox.fan_out_queue q set ordering_key = null where q.event_id = any (ids) and q.ordering_key is not null;
 
-        -- whatever was not fanned out yet goes nowhere
-        insert into outbox.canceled_events (event_id, workspace_id)
-        select e.event_id, e.workspace_id from outbox.kept_events e where e.event_id = any (ids)
-        on conflict on constraint canceled_events_pkey do nothing;
+        -- waits for a settlement under way; one that comes after it finds no lease and is a late result
         select array_agg(o.event_id), array_agg(o.endpoint_id) into events, endpoints
         from outbox.open_deliveries o where o.event_id = any (ids);
         perform outbox.close_open(events, endpoints, 'erased', true);
@@ -42,16 +44,29 @@ begin
         update outbox.kept_deliveries k set reason = 'erased', ordering_key = null, ordering_seq = null where k.event_id = any (ids);
 
         -- what a receiver answered may repeat what it was sent
-        update outbox.recorded_attempts a set response_body = null, response_headers = null where a.event_id = any (ids);
-        update outbox.kept_attempts a set response_body = null, response_headers = null where a.event_id = any (ids);
-        update outbox.late_results a set response_body = null, response_headers = null where a.event_id = any (ids);
+        with gone as (
+            update outbox.recorded_attempts a set response_body = null, response_headers = null
+            where a.event_id = any (ids) and (a.response_body is not null or a.response_headers is not null)
+            returning a.event_id)
+        select touched || array_agg(g.event_id) into touched from gone g;
+        with gone as (
+            update outbox.kept_attempts a set response_body = null, response_headers = null
+            where a.event_id = any (ids) and (a.response_body is not null or a.response_headers is not null)
+            returning a.event_id)
+        select touched || array_agg(g.event_id) into touched from gone g;
+        with gone as (
+            update outbox.late_results a set response_body = null, response_headers = null
+            where a.event_id = any (ids) and (a.response_body is not null or a.response_headers is not null)
+            returning a.event_id)
+        select touched || array_agg(g.event_id) into touched from gone g;
         delete from outbox.filter_failures f where f.event_id = any (ids);
+        erased := erased + (select count(distinct t.event_id) from unnest(touched) as t (event_id));
     end loop;
     return erased;
 end
 $$;
 comment on function outbox.erase_events(uuid[]) is
-    'Replaces the payloads of these events, empties the answers of their attempts, forgets their ordering and idempotency keys, cancels their pending deliveries; returns how many events.';
+    'Replaces the payloads of these events, empties the answers of their attempts, forgets their ordering and idempotency keys, cancels their pending deliveries; returns how many events had something to erase.';
 
 create or replace function outbox.record_erasure(workspace_id text, reason text, matched uuid[], how text) returns bigint
 language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp

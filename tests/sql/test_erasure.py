@@ -124,11 +124,11 @@ def test_an_erasure_is_recorded_without_what_it_erased(db, story):
 
 
 def test_nothing_of_an_erased_event_goes_out_any_more(db, story, endpoint):
-    """Its open deliveries are canceled, its queue row goes nowhere, and no replay takes it."""
+    """Its open deliveries are canceled, its queue row is gone, and no replay takes it."""
     db.execute(BY_PATH)
     assert delivery(db, story["open"], endpoint)["state"] == "canceled"
     assert delivery(db, story["dead"], endpoint)["reason"] == "erased"
-    assert value(db, "select count(*) from outbox.canceled_events where event_id = %s", story["queued"]) == 1
+    assert value(db, "select count(*) from outbox.fan_out_queue where event_id = %s", story["queued"]) == 0
     with pytest.raises(psycopg.Error, match="erased"):
         db.execute("select outbox.replay(%s)", [story["dead"]])
     with pytest.raises(psycopg.Error, match="erased"):
@@ -140,6 +140,9 @@ def test_nothing_of_an_erased_event_goes_out_any_more(db, story, endpoint):
         ).fetchone() == (0,)
     everything = "'{dead,delivered,canceled,missing}'"
     newcomer = add_endpoint(db)
+    assert "was erased" in value(db, "select outbox.explain_delivery(%s, %s)", story["queued"], newcomer), (
+        "no way to send it is shown"
+    )
     assert value(db, f"select outbox.replay_endpoint(%s, '-infinity', now(), {everything})", endpoint) == 1
     assert value(db, f"select outbox.replay_endpoint(%s, '-infinity', now(), {everything})", newcomer) == 1
     assert value(db, "select array_agg(distinct event_id) from outbox.open_deliveries") == [story["else"]]
@@ -151,6 +154,18 @@ def test_erasure_by_event_ids_takes_those_and_no_more(db, story):
     assert value(db, call, story["open"]) == 1
     assert value(db, call, story["open"]) == 0
     assert value(db, "select payload from outbox.event_log where event_id = %s", story["dead"]) != ERASED
+
+
+def test_an_event_that_had_only_answers_left_counts_as_erased(db, story):
+    """The payload went before; what receivers answered was not, and may repeat it."""
+    db.execute("delete from outbox.events where event_id = %s", [story["dead"]])
+    call = "select outbox.erase(array[%s::uuid], 'request 20')"
+    assert value(db, call, story["dead"]) == 1
+    assert value(db, call, story["dead"]) == 0
+    assert db.execute("select affected from outbox.operations order by operation_id").fetchall() == [
+        (1,),
+        (0,),
+    ]
 
 
 @pytest.mark.parametrize("reason", [None, "", "  "])

@@ -17,7 +17,7 @@ from outbox_worker.cli.output import AsJson, Listing, Output, cell, facts_table
 from outbox_worker.cli.session import Connection, rows, session
 
 MINUTES = 30
-_BLOCKS = " ▁▂▃▄▅▆▇█"
+_BLOCKS = "·▁▂▃▄▅▆▇█"
 _WORST = [
     "url",
     "workspace_id",
@@ -47,7 +47,10 @@ def status(
     ] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Show how things stand: rates, latency, backlog, workers, and the endpoints that need a person first."""
+    """Show how things stand: rates, latency, backlog, workers, and the endpoints that need a person first.
+
+    Rates, latency and attempts are as the workers reported them, each minute; a dot is a minute without attempts.
+    """
     output = Output(as_json=as_json)
     with session() as connection:
         backlog = Backlog(connection)
@@ -96,13 +99,16 @@ def look(connection: Connection, backlog: Backlog, worst: int) -> dict[str, Any]
     minutes = rows(
         connection,
         """
-        select date_trunc('minute', m.at) as minute, sum(m.attempts)::bigint as attempts, sum(m.successes)::bigint as successes,
-               sum(m.timeouts)::bigint as timeouts
-        from outbox.endpoint_minutes m
-        where m.at > date_trunc('minute', statement_timestamp()) - make_interval(mins => %s)
-        group by 1 order by 1
+        select g.minute, coalesce(sum(m.attempts), 0)::bigint as attempts, coalesce(sum(m.successes), 0)::bigint as successes,
+               coalesce(sum(m.timeouts), 0)::bigint as timeouts, max(m.at) as reported_at
+        from generate_series(date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s),
+                             statement_timestamp(), interval '1 minute') as g (minute)
+        left join (select e.at, e.attempts, e.successes, e.timeouts from outbox.endpoint_minutes e
+                   where e.at >= date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)) m
+               on date_trunc('minute', m.at) = g.minute
+        group by g.minute order by g.minute
         """,
-        [MINUTES],
+        {"minutes": MINUTES},
     )
     rates = rows(
         connection,
@@ -152,12 +158,30 @@ def look(connection: Connection, backlog: Backlog, worst: int) -> dict[str, Any]
     )
     return {
         "at": rows(connection, "select clock_timestamp() as at")[0]["at"],
-        "rates": {**rates, **latency},
+        "rates": {
+            **rates,
+            **latency,
+            "counted_until": max(
+                (minute["reported_at"] for minute in minutes if minute["reported_at"]), default=None
+            ),
+        },
         "backlog": backlog.look(),
         "worst_endpoints": endpoints,
         "workers": workers,
-        "minutes": minutes,
+        "minutes": without_lone_gaps(minutes),
     }
+
+
+def without_lone_gaps(minutes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out a single minute without a report, and the one that is not over: workers report about each minute."""
+    if minutes and not minutes[-1]["reported_at"]:
+        minutes = minutes[:-1]
+    reported = [True, *(bool(minute["reported_at"]) for minute in minutes), True]
+    return [
+        minute
+        for before, this, after, minute in zip(reported, reported[1:], reported[2:], minutes, strict=False)
+        if this or not (before and after)
+    ]
 
 
 def show(output: Output, found: dict[str, Any]) -> None:
@@ -179,9 +203,10 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     rates, backlog = found["rates"], found["backlog"]
     live = sum(worker["state"] == "live" for worker in found["workers"])
     success = f", {rates['success_rate']:.2%} answered with 2xx" if rates["success_rate"] is not None else ""
+    counted = f", counted until {cell(rates['counted_until'])}" if rates["counted_until"] else ""
     return {
         "at": found["at"],
-        "last 5 minutes": f"{rates['attempts']} attempts, {rates['per_second']:g} a second{success}",
+        "last 5 minutes": f"{rates['attempts']} attempts, {rates['per_second']:g} a second{success}{counted}",
         "latency": f"p50 {rates['p50_ms']} ms, p95 {rates['p95_ms']} ms, p99 {rates['p99_ms']} ms"
         if rates["p50_ms"]
         else "no attempts",

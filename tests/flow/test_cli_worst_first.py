@@ -8,12 +8,12 @@ If it is wrong: an operator looks at a slow endpoint while a disabled one scroll
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
-from outbox_worker.cli.status import Backlog, drawn, look
+from outbox_worker.cli.status import Backlog, drawn, look, sparkline, without_lone_gaps
 from tests.support.commands import Commands
 from tests.support.rows import live_worker, new_endpoint, report
 
@@ -69,3 +69,34 @@ def test_the_rule_is_in_the_commands_help(dsn_of):
     """What worst means is said where it is asked for."""
     said = " ".join(Commands(dsn_of("operator_login"))("status", "--help").out.replace("│", " ").split())
     assert "disabled or held, then by circuit, success rate and attempts" in said
+
+
+def test_an_outage_shows_as_dots_and_a_late_report_does_not(db, dsn_of):
+    """Ten minutes without a report are ten dots; one is what the report's own pace may leave out."""
+    endpoint_id = new_endpoint(db, url="https://one.example.com/")
+    for minutes in (*range(1, 5), *range(15, 20), 21, 22):
+        report(db, endpoint_id, attempts=8, successes=8)
+        db.execute(
+            "update outbox.endpoint_minutes set at = date_trunc('minute', now()) - make_interval(mins => %s)"
+            " + interval '3 seconds' where at > now() - interval '30 seconds'",
+            [minutes],
+        )
+    cli = Commands(dsn_of("operator_login"))
+    (line,) = (line for line in cli("status").lines if line.startswith("attempts a minute"))
+    assert line.split(": ")[1].split()[0].rstrip("·").strip("·") == "█" * 7 + "·" * 10 + "█" * 4
+    (found,) = cli("status", "--json").json
+    newest = datetime.fromisoformat(found["rates"]["counted_until"])
+    assert newest == max(datetime.fromisoformat(m["reported_at"]) for m in found["minutes"] if m["attempts"])
+    (said,) = (line for line in cli("status").lines if line.startswith("last 5 minutes"))
+    assert "counted until" in said
+
+
+def test_the_minute_under_way_is_no_outage():
+    """Nor is the one before, until two reports are missing."""
+    told = [
+        {"reported_at": NOW - timedelta(minutes=m) if m > 1 else None, "attempts": m > 1}
+        for m in (3, 2, 1, 0)
+    ]
+    assert sparkline([m["attempts"] for m in without_lone_gaps(told)]).split()[0] == "██"
+    later = [*told, {"reported_at": None, "attempts": 0}]
+    assert sparkline([m["attempts"] for m in without_lone_gaps(later)]).split()[0] == "██··"

@@ -7,8 +7,12 @@ If it crashes: the clone is dropped.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.sql.test_operational import add_leased, settle
 from tests.support.history import add_endpoint, add_event, add_finished, add_open, delivery, value
@@ -166,6 +170,23 @@ def test_an_event_that_had_only_answers_left_counts_as_erased(db, story):
         (1,),
         (0,),
     ]
+
+
+def test_the_readmes_recipe_erases_one_customer(db, connect):
+    """Run as it stands there, by the owner; an operator may not."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (recipe,) = re.findall(r"### Erasure.*?```sql\n(.*?)```", readme, re.DOTALL)
+    theirs = add_event(db, "ws_42", payload={"customer": {"id": "c_9"}})
+    add_event(db, "ws_42", payload={"customer": {"id": "c_10"}})
+    statements = [one for one in recipe.split(";") if one.strip()]
+    with pytest.raises(psycopg.Error, match="permission denied for function erase"):
+        connect("operator_login").execute(statements[0])
+    for statement in statements:
+        db.execute(statement)
+    assert value(
+        db, "select array_agg(event_id) from outbox.known_events where payload = %s", Jsonb(ERASED)
+    ) == [theirs]
+    assert value(db, "select sum(affected) from outbox.operation_log") == 1
 
 
 @pytest.mark.parametrize("reason", [None, "", "  "])

@@ -88,11 +88,17 @@ $$;
 comment on function outbox.record_erasure(text, text, uuid[], text) is 'Erases and records that, why and by whom.';
 
 create or replace function outbox.erase(workspace_id text, path jsonpath, reason text) returns bigint
-language sql security definer set search_path = pg_catalog, outbox, pg_temp
+language plpgsql security definer set search_path = pg_catalog, outbox, pg_temp
 as $$
-    select outbox.record_erasure(erase.workspace_id, erase.reason, array(
+begin
+    if erase.path::text ~ '^(strict )?\$' then  -- a predicate is printed in brackets, or begins with ! or exists
+        raise exception 'cannot erase: the path is no predicate, so it is true for no event'
+            using errcode = 'OB011', hint = 'Say which: $.customer.id == "c_1", not $.customer.id.';
+    end if;
+    return outbox.record_erasure(erase.workspace_id, erase.reason, array(
         select e.event_id from outbox.known_events e
-        where e.workspace_id = erase.workspace_id and e.payload @@ erase.path), 'path')
+        where e.workspace_id = erase.workspace_id and e.payload @@ erase.path), 'path');
+end
 $$;
 comment on function outbox.erase(text, jsonpath, text) is
     'Erases the events of a workspace whose payload matches a jsonpath predicate such as $.customer.id == "c_1"; returns how many. Receivers keep what they were sent.';

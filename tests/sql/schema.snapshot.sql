@@ -251,7 +251,7 @@ CREATE FUNCTION outbox.erase(event_ids uuid[], reason text) RETURNS bigint
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
 
 CREATE FUNCTION outbox.erase(workspace_id text, path jsonpath, reason text) RETURNS bigint
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'outbox', 'pg_temp';
 
 CREATE FUNCTION outbox.erase_events(event_ids uuid[]) RETURNS bigint

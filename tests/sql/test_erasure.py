@@ -172,6 +172,29 @@ def test_an_event_that_had_only_answers_left_counts_as_erased(db, story):
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("$.customer.name", True),
+        ('strict $.customer ? (@.name == "Ada-4711")', True),
+        ('strict $.customer.name == "Ada-4711"', False),
+        ('exists($.customer ? (@.name == "Ada-4711"))', False),
+        ('$.customer.name starts with "Ada" && $.n == 1', False),
+        ('!($.customer.name == "Bob")', False),
+    ],
+)
+def test_a_path_without_a_predicate_is_refused(db, story, path, refused):
+    """It would match nothing and look like an erasure that found nothing."""
+    call = "select outbox.erase('ws', %s::jsonpath, 'request 22')"
+    if refused:
+        with pytest.raises(psycopg.Error, match="no predicate") as error:
+            db.execute(call, [path])
+        assert error.value.sqlstate == "OB011"
+        assert error.value.diag.message_hint
+    else:
+        assert value(db, call, path) == 4
+
+
 def test_the_readmes_recipe_erases_one_customer(db, connect):
     """Run as it stands there, by the owner; an operator may not."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()

@@ -116,6 +116,14 @@ def gone_until(connection: Connection, condition: Condition) -> Any:
 
 def indexed_equality(connection: Connection, jsonpath: str | None) -> Equality | None:
     same = equality(jsonpath) if jsonpath else None
+    if (
+        jsonpath
+        and not same
+        and one(connection, r"select %s::text::jsonpath::text ~ '^(strict )?\$'", [jsonpath])
+    ):
+        raise typer.BadParameter(
+            f"--jsonpath {jsonpath!r} is no predicate, so it is true for no event. Say which: '$.order.id == 4711'."
+        )
     return same if same and is_indexed(connection, same.path) else None
 
 

@@ -173,6 +173,14 @@ async def test_tail_follows_each_attempt_once_although_they_commit_out_of_order(
     assert len(ran.json) == 5
 
 
+def test_a_search_by_a_path_that_is_no_predicate_is_refused(cli):
+    """It would find nothing, as if no event had one."""
+    ran = cli("search", "--jsonpath", "$.order.id")
+    assert ran.code == 2
+    assert "is no predicate" in " ".join(ran.err.replace("│", " ").split())
+    assert cli("search", "--jsonpath", "exists($.order.id)").code == 0
+
+
 async def test_status_shows_rates_backlog_workers_and_the_endpoints_that_need_a_look(past, cli, shop):
     """Once, as lines and as one object; with --watch, again and again."""
     shop.execute("select outbox.pause_endpoint(%s)", [past.other])

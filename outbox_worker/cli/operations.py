@@ -60,11 +60,10 @@ def watch(connection: Connection, operation: UUID, output: Output) -> None:
             time.sleep(_POLL_SECONDS)  # nothing signals a slice; the bar needs no more
             state = operation_state(connection, operation)
             progress.update(bar, completed=state["affected"])
-    told(
-        output,
-        f"replay {operation} {state['state']}: {state['affected']} of {state['total']} deliveries are due again",
-        state,
-    )
+    text = f"replay {operation} {state['state']}: {state['affected']} of {state['total']} deliveries are due again"
+    if state["state"] == "done" and state["affected"] < state["total"]:
+        text += "; the others were due already (somebody else replayed them), or are gone"
+    told(output, text, state)
 
 
 def operation_state(connection: Connection, operation: UUID) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def lines(story: Story, *, full: bool) -> Iterator[Line]:
         if story[name] is not None:
             yield f"{name}: {cell(story[name])}", ""
     if story["canceled_at"]:
-        yield f"canceled as a whole {cell(story['canceled_at'])} by {story['canceled_by']}", "red"
+        said = "what waited then, and what is not fanned out, goes nowhere"
+        yield f"canceled {cell(story['canceled_at'])} by {story['canceled_by']}: {said}", "red"
     yield from payload_lines(story)
     for delivery in story["deliveries"]:
         yield "", ""
@@ -102,8 +103,11 @@ def delivery_lines(delivery: dict[str, Any], *, full: bool) -> Iterator[Line]:
     for count, word in ((delivery["replay_count"], "replayed"), (delivery["lost_count"], "lost leases")):
         story += f", {word}: {count}" if count else ""
     yield story, _COLOURS.get(state, "")
+    body = None
     for attempt in delivery["attempts"]:
-        yield from attempt_lines(attempt, full=full)
+        again = not full and attempt["response_body"] and attempt["response_body"] == body
+        yield from attempt_lines(attempt, full=full, again=bool(again))
+        body = attempt["response_body"]
     for lease in delivery["lost_leases"]:
         yield (
             f"  lease lost: attempt {lease['attempt_no']} by {lease['worker']}, expired {cell(lease['expired_at'])}",
@@ -117,7 +121,8 @@ def delivery_lines(delivery: dict[str, Any], *, full: bool) -> Iterator[Line]:
             )
 
 
-def attempt_lines(attempt: dict[str, Any], *, full: bool) -> Iterator[Line]:
+def attempt_lines(attempt: dict[str, Any], *, full: bool, again: bool) -> Iterator[Line]:
+    """What one attempt came to; `again`: its response is the one before it, which is not told twice."""
     answered = attempt["status"] is not None
     said = f"HTTP {attempt['status']}" if answered else "no answer"
     error = f"  {attempt['error']}" if attempt["error"] else ""
@@ -125,7 +130,7 @@ def attempt_lines(attempt: dict[str, Any], *, full: bool) -> Iterator[Line]:
     yield (
         (
             f"  attempt {attempt['attempt_no']}  {cell(attempt['started_at'])}  {said} in {attempt['duration_ms']} ms"
-            f"  by {attempt['worker']}{error}"
+            f"  by {attempt['worker']}{error}{', with the same response' if again else ''}"
         ),
         "green" if good else "red",
     )
@@ -141,7 +146,7 @@ def attempt_lines(attempt: dict[str, Any], *, full: bool) -> Iterator[Line]:
         yield from indented(
             headers_text(attempt["response_headers"]), full=True, mark="< ", margin=4, style="dim"
         )
-    if attempt["response_body"]:
+    if attempt["response_body"] and not again:
         yield from indented(attempt["response_body"], full=full, mark="< ", margin=4, style="dim")
 
 
@@ -169,4 +174,6 @@ def operation_line(operation: dict[str, Any]) -> str:
         text += f" of {whose} ({operation['affected']} deliveries, {operation['state']})"
     elif operation["endpoint_id"]:
         text += f" for endpoint {operation['endpoint_id']}"
+    if not operation["of_many"] and operation["affected"] == 0:
+        text += ", which moved nothing"
     return text + (f": {operation['reason']}" if operation["reason"] else "")

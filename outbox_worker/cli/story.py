@@ -4,6 +4,7 @@ Reads: the views for outbox_reader, outbox.explain_delivery. Writes: nothing.
 Guarantee: bounded: at most `endpoints` explanations, however many endpoints a workspace has.
 """
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -112,7 +113,10 @@ def not_delivered(connection: Connection, event: Story, *, limit: int) -> Story:
 def operations(
     connection: Connection, event: Story, deliveries: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """List what people did to the event, alone or in a list, and replays of whole endpoints that may have taken it along."""
+    """List what people did to the event, alone or in a list, and replays of its endpoints that may have taken it along,
+    begun between its first and its last attempt there.
+    """
+    replayed = [delivery for delivery in deliveries if delivery["replay_count"]]
     return rows(
         connection,
         """
@@ -120,15 +124,35 @@ def operations(
                o.event_id is null as of_many
         from outbox.operation_log o
         where o.event_id = %(event)s::uuid
-           or (o.event_id is null and o.parameters ? 'since' and o.kind = 'replay' and o.endpoint_id = any (%(replayed)s::uuid[])
-               and o.created_at > %(at)s::timestamptz)
+           or (o.event_id is null and o.parameters ? 'since' and o.kind = 'replay' and o.affected > 0
+               and exists (select from unnest(%(endpoints)s::uuid[], %(firsts)s::timestamptz[], %(lasts)s::timestamptz[])
+                                       as r (endpoint_id, first_at, last_at)
+                           where r.endpoint_id = o.endpoint_id and o.created_at > r.first_at
+                             and (r.last_at is null or o.created_at < r.last_at)))
            or o.operation_id in (select l.operation_id from outbox.operation_events l
                                  where l.event_id = %(event)s::uuid and l.replayed_at is not null)
         order by o.created_at
         """,
         {
             "event": event["event_id"],
-            "at": event["created_at"],
-            "replayed": [delivery["endpoint_id"] for delivery in deliveries if delivery["replay_count"]],
+            "endpoints": [delivery["endpoint_id"] for delivery in replayed],
+            "firsts": [first_moment(delivery) for delivery in replayed],
+            "lasts": [last_moment(delivery) for delivery in replayed],
         },
     )
+
+
+def first_moment(delivery: dict[str, Any]) -> datetime:
+    """Before it, nothing could have been replayed."""
+    moment: datetime = (
+        delivery["attempts"][0]["started_at"] if delivery["attempts"] else delivery["created_at"]
+    )
+    return moment
+
+
+def last_moment(delivery: dict[str, Any]) -> datetime | None:
+    """After it, no replay has moved it: null while it is open, or was closed without an attempt."""
+    if not delivery["attempts"] or delivery["finished_at"] is None or delivery["state"] == "canceled":
+        return None
+    moment: datetime = delivery["attempts"][-1]["started_at"]
+    return moment

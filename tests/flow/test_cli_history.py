@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -98,6 +99,38 @@ async def test_show_tells_the_whole_story(past, cli):
     for text in (ran.out, full.out, cli("show", past.event, "--json").out):
         assert "\x1b" not in text
         assert not [secret for secret in past.secrets if secret in text]
+
+
+async def test_show_tells_a_response_once_that_came_again(past, cli):
+    """Eight attempts that were refused alike fit on a screen; --full tells each."""
+    out = cli("show", past.event).out
+    assert out.count("teapot") == 1
+    assert out.count("with the same response") == 1
+    full = cli("show", past.event, "--full").out
+    assert full.count("teapot") == 2
+    assert "the same response" not in full
+
+
+async def test_show_lists_the_replays_that_may_have_taken_the_event_along(past, cli, shop):
+    """Of a whole endpoint, and begun between the first and the last attempt there; not one that found nothing."""
+    shop.execute("update outbox.finished_deliveries set replay_count = 1 where endpoint_id = %s", [past.bad])
+    first, last = shop.execute(
+        "select min(started_at), max(started_at) from outbox.recorded_attempts where endpoint_id = %s",
+        [past.bad],
+    ).fetchone()
+    for reason, at, affected in (
+        ("before it", first - timedelta(seconds=1), 1),
+        ("of nothing", first + (last - first) / 2, 0),
+        ("in between", first + (last - first) / 2, 1),
+        ("after it", last + timedelta(seconds=1), 1),
+    ):
+        shop.execute(
+            "insert into outbox.operations (kind, endpoint_id, state, affected, parameters, reason, created_at)"
+            " values ('replay', %s, 'done', %s, '{\"since\": \"2020-01-01\"}', %s, %s)",
+            [past.bad, affected, reason, at],
+        )
+    (story,) = cli("show", past.event, "--json").json
+    assert [operation["reason"] for operation in story["operations"]] == ["in between"]
 
 
 async def test_show_gives_one_object_with_everything(past, cli, receiver):

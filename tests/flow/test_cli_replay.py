@@ -59,6 +59,17 @@ async def test_a_dry_run_counts_nothing_of_what_was_erased(past, cli, shop):
     assert cli("replay", "--event", past.event, "--yes").code == 2
 
 
+async def test_a_replay_that_found_less_than_was_counted_says_why(past, cli, shop):
+    """Two operators replay the same rows at once: the second one is told that somebody has the rest."""
+    operation = shop.execute(
+        "insert into outbox.operations (kind, endpoint_id, state, affected, parameters)"
+        " values ('replay', %s, 'done', 1, '{\"total\": 2}') returning operation_id",
+        [past.bad],
+    ).fetchone()[0]
+    said = cli("replay", "--resume", operation).out
+    assert "1 of 2 deliveries are due again; the others were due already" in " ".join(said.split())
+
+
 async def test_a_replay_is_watched_until_the_workers_are_through(past, cli, shop, monkeypatch):
     """An operation that runs is polled; an interrupted wait leaves it running."""
     operation = shop.execute(

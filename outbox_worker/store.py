@@ -22,6 +22,7 @@ from outbox_worker.rows import Row, claim_parameters, leased, rows_to_fanned_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from psycopg_pool import AsyncConnectionPool
 
@@ -183,8 +184,12 @@ class Store:
 
     # ------------------------------------------------------------------ upkeep
 
-    async def find_due(self, shards: Sequence[int]) -> list[Row]:
-        return await self.rows("find_due", shards=list(shards), look=LOOK)
+    async def find_due(self, shards: Sequence[int], marks: dict[UUID, list[datetime]]) -> list[Row]:
+        """What is due from these low-water marks on; without them, from the start."""
+        texts = {
+            str(endpoint_id): [mark.isoformat() for mark in found] for endpoint_id, found in marks.items()
+        }
+        return await self.rows("find_due", shards=list(shards), look=LOOK, marks=json.dumps(texts))
 
     async def reap(self, endpoint_ids: Sequence[UUID]) -> list[Row]:
         return await self.rows("reap", endpoint_ids=list(endpoint_ids), look=LOOK)

@@ -9,37 +9,52 @@ If it dies: the next sweep finds the same.
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from outbox_worker import telemetry
-from outbox_worker.lane import ALREADY
+from outbox_worker.lane import ALREADY, BEGINNING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from outbox_worker.flights import Flights
     from outbox_worker.limits import Lanes
     from outbox_worker.store import Store
 
+COMMITTED_WITHIN = timedelta(seconds=2)
+"""What a hint is of became due at most so long before what was claimed last; what was later is found by the next sweep."""
 
-async def sweep_once(store: Store, flights: Flights, lanes: Lanes, shards: Sequence[int]) -> int:
-    """Returns the number of endpoints with open work."""
-    rows = await store.find_due(shards)
+
+async def sweep_once(
+    store: Store, flights: Flights, lanes: Lanes, shards: Sequence[int], *, hinted: bool = False
+) -> int:
+    """Returns the number of endpoints with open work. A hint is of what came just now, so not all that is dead is walked."""
+    # As they are before the look: a claim meanwhile moves them past what the look still finds waiting.
+    marks = {
+        lane.endpoint_id: list(lane.marks)
+        for lane in lanes.lanes.values()
+        if lane.shard in shards and lane.marks != [BEGINNING] * 3
+    }
+    rows = await store.find_due(
+        shards, {key: [recent(mark) for mark in found] for key, found in marks.items()} if hinted else {}
+    )
     now = time.monotonic()
     expired = []
     for row in rows:
-        endpoint_id, shard, next_due, has_expired, keyed, max_in_flight, max_per_second, found_at, changed = (
-            row
-        )
+        endpoint_id, shard, next_due, has_expired, keyed = row[:5]
+        max_in_flight, max_per_second, found_at, changed, fronts = row[5:]
         lane = lanes.configure(endpoint_id, max_in_flight, max_per_second)
         lane.shard = shard
         lane.keyed = keyed
         lanes.state_seen(lane, changed)
         if has_expired:
             expired.append(endpoint_id)
+        for priority, (front, mark) in enumerate(zip(fronts, marks.get(endpoint_id, ()), strict=False)):
+            if front is not None and front < mark:  # it was committed late, behind the mark
+                lane.marks[priority] = front
         if next_due is not None:
-            if next_due <= found_at and next_due < max(lane.marks):
-                lane.read_from_start()
             wait = (next_due - found_at).total_seconds()
             lanes.work_is_due(endpoint_id, now + wait if wait > 0 else ALREADY)
     if expired:
@@ -50,3 +65,7 @@ async def sweep_once(store: Store, flights: Flights, lanes: Lanes, shards: Seque
     if rows:
         flights.room_changed.set()
     return len(rows)
+
+
+def recent(mark: datetime) -> datetime:
+    return mark - COMMITTED_WITHIN if mark > BEGINNING else mark

@@ -150,12 +150,12 @@ def test_keys_that_may_not_go_are_passed_over_some_at_a_time(backlog):
 
 def test_a_look_at_what_is_due_reads_the_front_alone(backlog):
     """A waiting backlog costs a few rows an endpoint; only keyed ones, whose leases may lie anywhere, cost the look."""
-    found = {row[0]: row for row in run(backlog, "find_due", shards=SHARDS, look=LOOK)}
+    found = {row[0]: row for row in run(backlog, "find_due", shards=SHARDS, look=LOOK, marks="{}")}
     assert found.keys() == {KEYED, MANY_KEYS, BUSY, PLAIN}
     assert [found[e][4] for e in (KEYED, MANY_KEYS, BUSY, PLAIN)] == [True, True, True, False]
     with backlog.transaction(force_rollback=True):
         backlog.execute("delete from outbox.endpoints where endpoint_id <> %s", [PLAIN])
-        touched, plan = buffers(backlog, "find_due", shards=SHARDS, look=LOOK)
+        touched, plan = buffers(backlog, "find_due", shards=SHARDS, look=LOOK, marks="{}")
     assert touched < 150, plan
 
 
@@ -169,7 +169,7 @@ def test_an_expired_lease_near_the_front_is_seen(backlog, endpoint_id):
             " where endpoint_id = %s order by next_attempt_at offset 9 limit 1)",
             [endpoint_id],
         )
-        found = {row[0]: row for row in run(backlog, "find_due", shards=SHARDS, look=LOOK)}
+        found = {row[0]: row for row in run(backlog, "find_due", shards=SHARDS, look=LOOK, marks="{}")}
         assert [e for e in found if found[e][3]] == [endpoint_id]
         (lost,) = run(backlog, "reap", endpoint_ids=[endpoint_id], look=LOOK)
         assert lost[1] == endpoint_id

@@ -134,7 +134,7 @@ def settle(connection, verdict="delivered"):
 
 
 def due(_connection):
-    return "find_due", {"shards": SHARDS, "look": 300}
+    return "find_due", {"shards": SHARDS, "look": 300, "marks": "{}"}
 
 
 def step(connection, make, before=()):

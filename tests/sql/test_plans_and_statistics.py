@@ -30,7 +30,7 @@ ARGUMENTS = {
         "endpoint_ids": "array[gen_random_uuid()]", "rooms": "'{{8}}'", "busy": "'{{0}}'", "after_keys": "'{{\"\"}}'", "look": "500",
         "lease_token": "gen_random_uuid()", "worker_no": "1", "lease_seconds": "60",
     },
-    "find_due": {"shards": "'{{1}}'", "look": "300"},
+    "find_due": {"shards": "'{{1}}'", "look": "300", "marks": "'{{}}'"},
     "reap": {"endpoint_ids": "array[gen_random_uuid()]", "look": "300"},
 }  # fmt: skip
 QUEUES = ("fan_out_queue", "open_deliveries")

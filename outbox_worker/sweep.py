@@ -32,10 +32,11 @@ async def sweep_once(
 ) -> int:
     """Returns the number of endpoints with open work. A hint is of what came just now, so not all that is dead is walked."""
     # As they are before the look: a claim meanwhile moves them past what the look still finds waiting.
+    swept, unread = set(shards), [BEGINNING] * 3
     marks = {
         lane.endpoint_id: list(lane.marks)
         for lane in lanes.lanes.values()
-        if lane.shard in shards and lane.marks != [BEGINNING] * 3
+        if lane.shard in swept and lane.marks != unread
     }
     rows = await store.find_due(
         shards, {key: [recent(mark) for mark in found] for key, found in marks.items()} if hinted else {}

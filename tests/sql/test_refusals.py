@@ -60,6 +60,11 @@ BAD_EVENTS = [
     ({"event_type": None}, "OB001"),
     ({"payload": None}, "OB002"),
     ({"payload": "null"}, "OB002"),
+    ({"payload": "[]"}, "OB002"),
+    ({"payload": '["many"]'}, "OB002"),
+    ({"payload": '"text"'}, "OB002"),
+    ({"payload": "7"}, "OB002"),
+    ({"payload": "true"}, "OB002"),
     ({"deliver_at": "infinity"}, "OB011"),
 ]
 
@@ -87,6 +92,16 @@ def test_an_explicit_null_priority_is_refused_by_insert_and_normal_by_publish(ap
     )
     publish(app, priority=None)
     assert db.execute("select priority from outbox.events").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("limit", [1024, 1500, 262144])
+def test_a_payload_may_be_as_long_as_the_settings_say_and_no_longer(app, db, limit):
+    """Also at the least limit, from which on an event is looked at twice, and without any other rare column."""
+    db.execute("update outbox.settings set max_payload_bytes = %s", [limit])
+    query = "insert into outbox.events (workspace_id, event_type, payload) values ('ws', 'message.received', %s::jsonb)"
+    padding = "x" * (limit - len('{"a": ""}'))
+    app.execute(query, [f'{{"a": "{padding}"}}'])
+    assert refused(app, query, [f'{{"a": "{padding}{SECRET[0]}"}}']) == "OB003"
 
 
 @pytest.mark.parametrize("given", ["", "k" * 201])

@@ -98,10 +98,10 @@ async def timed(
             while count and time.monotonic() < end:
                 began, before = time.perf_counter(), steps.store.seconds
                 count = await call()
-                spent[name] += time.perf_counter() - began
                 waited[name] += steps.store.seconds - before
+                await steps.landed()  # before the next statement, which would seem to take as long as their Python
+                spent[name] += time.perf_counter() - began
                 done[name] += count
                 found = found or count > 0
-            await steps.landed()
     rates = {name: done[name] / waited[name] for name in calls}
     return rates | {f"{name} with Python": done[name] / spent[name] for name in calls}

@@ -174,7 +174,7 @@ CREATE TABLE outbox.open_deliveries (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     CONSTRAINT open_deliveries_check CHECK (((ordering_key IS NULL) = (ordering_seq IS NULL)))
 )
-WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+WITH (autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0', fillfactor='50');
 
 CREATE FUNCTION outbox.could_be_sent_twice(until timestamp with time zone DEFAULT now()) RETURNS TABLE(event_id uuid, endpoint_id uuid, workspace_id text, event_type text, state text, attempt_count integer, next_attempt_at timestamp with time zone, created_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER

@@ -145,8 +145,8 @@ class Flights:
                     started_at=started_at,
                     jitter=random.random(),  # noqa: S311  (spreads retries, guards nothing)
                 )
-        except Exception:  # noqa: BLE001  (one delivery's bug must not end the others; its lease expires)
-            telemetry.delivery_crashed(delivery.event_id, delivery.endpoint_id)
+        except Exception as error:  # noqa: BLE001  (one delivery's bug must not end the others; its lease expires)
+            telemetry.delivery_crashed(delivery.event_id, delivery.endpoint_id, error)
         else:
             if settlement is None:
                 self.unstarted.append(delivery)

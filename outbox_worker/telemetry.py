@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -112,11 +114,15 @@ def delivery_attempted(settlement: Settlement, endpoint: Endpoint) -> None:
     )
 
 
-def delivery_crashed(event_id: UUID, endpoint_id: UUID) -> None:
+def delivery_crashed(event_id: UUID, endpoint_id: UUID, error: Exception) -> None:
+    """The error's type and place, not its words: they may hold what no log may."""
+    *_, last = traceback.walk_tb(error.__traceback__)
     log.error(
         "delivery.crashed",
         event_id=str(event_id),
         endpoint_id=str(endpoint_id),
+        error=type(error).__name__,
+        place=f"{Path(last[0].f_code.co_filename).name}:{last[1]}",
         do="report this; the lease expires",
     )
 

@@ -118,12 +118,13 @@ def own_server(pg_bin: Path | None) -> Iterator[LocalServer]:
     prefix = f"outbox-test-{os.getuid()}-"
     for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         pid = old.name.removeprefix(prefix).partition("-")[0]
-        if (
-            old.stat().st_uid == os.getuid()
-            and not Path(f"/proc/{pid}").exists()
-            and Path("/proc/self").exists()
-        ):
-            LocalServer(old, bin_dir=pg_bin).discard()
+        with suppress(FileNotFoundError):  # another run of the tests discards it too
+            if (
+                old.stat().st_uid == os.getuid()
+                and not Path(f"/proc/{pid}").exists()
+                and Path("/proc/self").exists()
+            ):
+                LocalServer(old, bin_dir=pg_bin).discard()
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
     folder.chmod(0o711)  # PostgreSQL may run as another user
     with local_server(folder, bin_dir=pg_bin, options=OPTIONS) as server:

@@ -95,10 +95,19 @@ class LocalServer:
                 self._stop_ours(mode)
 
     def discard(self) -> None:
-        """Stop as `stop` does; then remove the folder, unless somebody uses it."""
-        self.stop("immediate")
-        if self.folder.exists() and self._alone() and not self._running():
-            shutil.rmtree(self.folder)
+        """Stop as `stop` does; then remove the folder, unless somebody uses it. Several may do so at once."""
+        doomed = self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}")
+        try:
+            self.stop("immediate")
+            with self._one_at_a_time():
+                if not self._alone() or self._running():
+                    return
+                self.folder.rename(doomed)  # whoever comes second finds nothing
+        except FileNotFoundError:
+            if self.folder.exists():
+                raise
+            return
+        shutil.rmtree(doomed)
 
     def _find(self) -> Programs:
         self._programs = self._programs or find_programs(self._bin_dir, self._account, self.folder, self._say)

@@ -8,6 +8,7 @@ If it is wrong: a bug prints the secret that it was working with.
 from __future__ import annotations
 
 import sys
+from uuid import uuid4
 
 import pytest
 import structlog
@@ -39,3 +40,16 @@ def test_a_traceback_in_the_log_holds_no_local_variable(log, capsys):
     assert "Traceback" in said
     assert "a bug with 12 characters" in said
     assert "whsec_marker" not in said
+
+
+def test_a_delivery_that_met_a_bug_says_which_and_where_but_not_with_what(log, capsys, monkeypatch):
+    """An operator reports it with this line alone."""
+    monkeypatch.setattr(telemetry, "log", log)
+    try:
+        {"present": 1}["whsec_" + "marker"]
+    except KeyError as error:
+        telemetry.delivery_crashed(uuid4(), uuid4(), error)
+    said = capsys.readouterr().out
+    assert "KeyError" in said
+    assert "test_tracebacks.py:" in said
+    assert "marker" not in said

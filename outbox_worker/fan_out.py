@@ -42,6 +42,8 @@ GATHER_SECONDS = 0.003
 STREAM = 16
 STREAM_GATHER_SECONDS = 0.012
 """So many in one look come from publishers at full speed: each look takes from them the processor that they need."""
+LISTEN_SECONDS = 0.025
+"""While busy, ask so often what other workers have said."""
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -58,12 +60,16 @@ async def fan_out_loop(
 ) -> None:
     """Fan out while there is work; then ask publishers to ring, look once more, and sleep."""
     reader = Reader()
+    listen_at = 0.0
     while not stopping.is_set():
         await room_for_some(flights, ROOM_SECONDS_FAIR if reader.fair else ROOM_SECONDS)
         count = await fan_out_once(store, flights, lanes, shards, reader)
         if count:
             await while_database_returns(wakeups.disarm)
-            pass_on(await while_database_returns(wakeups.seen), wanted)
+            # Not after each look: the next one is to be at the database before what this one brought takes the processor.
+            if time.monotonic() >= listen_at:
+                pass_on(await while_database_returns(wakeups.seen), wanted)
+                listen_at = time.monotonic() + LISTEN_SECONDS
             if (
                 count < LITTLE and not reader.fair and not stopping.is_set()
             ):  # what comes meanwhile rings no bell
@@ -108,7 +114,18 @@ async def fan_out_with(
     store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader, free: int
 ) -> int:
     if starts := reader.starts(time.monotonic()):
-        await look_for_places(store, reader, starts)
+        if not reader.knows_places:
+            await look_for_places(store, reader, starts)
+        else:  # beside the statement, for the next one
+            async with asyncio.TaskGroup() as beside:
+                beside.create_task(look_for_places(store, reader, starts))
+                return await fan_out_known(store, flights, lanes, shards, reader, free)
+    return await fan_out_known(store, flights, lanes, shards, reader, free)
+
+
+async def fan_out_known(
+    store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader, free: int
+) -> int:
     sent = time.monotonic()
     ask = reader.ask(sent, free)
     room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), free)

@@ -63,9 +63,13 @@ class Reader:
         self.fair = False
         self.mark = 0
 
+    @property
+    def knows_places(self) -> bool:
+        return bool(self.urgent or self.fresh or self.full)
+
     def starts(self, now: float) -> list[Place]:
         """Where to look for places now: nowhere in a plain round, nor so soon that looking took most of the time."""
-        due = now >= self.look_at or not (self.urgent or self.fresh or self.full)
+        due = now >= self.look_at or not self.knows_places
         return [BEGINNING, self.cursor] if self.fair and due else []
 
     def looked(self, places: Sequence[Sequence[Place]], now: float, seconds: float) -> None:
@@ -142,7 +146,7 @@ class Reader:
                 if counts.get(place, 0) >= quotas[place]:  # there may be more: behind the others
                     (self.urgent if place[0] == URGENT else self.full)[place] = None
         # Nobody gave all that was asked and nobody was left out, or nothing came: a plain look finds the rest at once.
-        if not result.taken or (self.all_found and not (self.urgent or self.fresh or self.full)):
+        if not result.taken or (self.all_found and not self.knows_places):
             self.fair = False
 
 

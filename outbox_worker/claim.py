@@ -117,7 +117,10 @@ def note_marks(lanes: Lanes, leases: list[Leased]) -> None:
         marks[priority] = max(marks[priority], leased.next_attempt_at)
         taken.setdefault(endpoint_id, [0, 0, 0])[priority] += 1
     for endpoint_id, counts in taken.items():
-        lanes.lane(endpoint_id).took(counts)
+        lane = lanes.lane(endpoint_id)
+        lane.took(counts)
+        if lane.came_in is not None:
+            lane.read_again(lane.came_in)
 
 
 def counted(leases: list[Leased]) -> Counter[UUID]:

@@ -152,6 +152,7 @@ async def fan_out_known(
     for endpoint_id, shard, due in result.waiting:
         if shard in shards:
             wait = (due - result.found_at).total_seconds()
+            lanes.lane(endpoint_id).read_again(due)
             lanes.work_is_due(endpoint_id, now + wait if wait > 0 else ALREADY)
         else:
             others.add(shard)

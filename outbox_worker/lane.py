@@ -64,6 +64,8 @@ class Lane:
     keys_turn: bool = False  # in this round those with an ordering key have the larger half of the room
     after_key: str = ""  # where the round of its keys stopped; empty when it came to the end
     round_began_at: float = 0.0
+    told: bool = False  # of due work, since the claim that is under way was sent
+    came_in: datetime | None = None  # the earliest of it that may lie behind the marks
     marks: list[datetime] = field(default_factory=lambda: [BEGINNING] * 3)  # how far each priority was read
     turns: list[int] = field(
         default_factory=lambda: [0] * 3
@@ -131,9 +133,14 @@ class Lane:
             return "circuit"
         return "slots" if self.in_flight >= min(int(self.limit), self.max_in_flight) else "rate"
 
-    def read_from_start(self) -> None:
-        """Work came in behind the low-water marks: look again from the start."""
-        self.marks = [BEGINNING] * 3
+    def read_again(self, since: datetime) -> None:
+        """Work came in that was due since then: behind the low-water marks, or behind those of a claim under way."""
+        self.marks = [min(mark, since) for mark in self.marks]
+        self.came_in = since if self.came_in is None else min(self.came_in, since)
+
+    def asked(self) -> None:
+        """A claim is sent: what is told from now on it may not see."""
+        self.told, self.came_in = False, None
 
     def retry_at(self, now: float) -> float:
         """When room may appear without an answer arriving first."""

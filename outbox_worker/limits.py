@@ -73,6 +73,7 @@ class Lanes:
         """There is work for this endpoint at a moment (or since)."""
         lane = self.lane(endpoint_id)
         self.restricted.add(endpoint_id)
+        lane.told = lane.told or at == ALREADY
         if at != ALREADY:  # one moment a bit later, not many
             at = math.ceil(at * MOMENTS_A_SECOND) / MOMENTS_A_SECOND
         if at < lane.due_at:
@@ -117,6 +118,7 @@ class Lanes:
                     gate.keep(endpoint_id, room)
                 free -= room
                 self.ready.move_to_end(endpoint_id)
+                lane.asked()
                 asks.append((lane, room))
         return asks
 
@@ -155,7 +157,7 @@ class Lanes:
 
     def claimed(self, lane: Lane, asked: int, got: int, now: float) -> None:
         """What a claim sent at `now` brought: fewer than asked means that nothing more was due then."""
-        if got >= asked:
+        if got >= asked or lane.told:
             lane.due_at = min(lane.due_at, now)
             self.gates.forget(lane)
             return

@@ -18,7 +18,7 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
-from outbox_worker.lane import ALREADY
+from outbox_worker.lane import ALREADY, BEGINNING
 from outbox_worker.model import Settlement, Verdict
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ async def release_once(store: Store, flights: Flights, lanes: Lanes) -> list[Del
     held = [delivery for delivery in batch if (delivery.event_id, delivery.endpoint_id) in locked]
     flights.recording -= len(batch) - len(held)
     for delivery in batch:
-        lanes.lane(delivery.endpoint_id).read_from_start()
+        lanes.lane(delivery.endpoint_id).read_again(BEGINNING)
         lanes.work_is_due(delivery.endpoint_id, time.monotonic() + RELEASED_SECONDS)
     count = sum(released for _, _, released, _ in rows)
     telemetry.delivery_released(count, "not started: stopping, held, or too little lease left")

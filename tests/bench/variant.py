@@ -20,6 +20,7 @@ import uvloop
 from outbox_worker import database, fan_out, settings, settle, telemetry, worker
 from outbox_worker.cli.run import collect_seldom
 from outbox_worker.limits import Lanes
+from outbox_worker.lane import BEGINNING
 from outbox_worker.store import Store
 from outbox_worker.transport import Transport
 from tests.bench.instant import send
@@ -96,7 +97,7 @@ def no_low_water_marks() -> None:
 
     async def from_the_start(self, asks):
         for lane, _ in asks:
-            lane.read_from_start()
+            lane.read_again(BEGINNING)
         return await claim(self, asks)
 
     Store.claim = from_the_start  # type: ignore[method-assign]

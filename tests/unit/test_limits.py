@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
+from outbox_worker.claim import note_marks
 from outbox_worker.lane import (
+    ALREADY,
     PROBE_SECONDS,
     PROBE_SECONDS_MOST,
     SLOW_MS,
@@ -144,6 +148,38 @@ def test_each_retrys_moment_is_remembered():
             woken.append(now)
             ours.claimed(one, room, room - 1, now)
     assert woken == [1.0, 3.0, 5.0]
+
+
+def test_work_that_comes_in_while_a_claim_is_under_way_is_asked_for_next():
+    """The claim cannot have seen it: that it brought less than asked says nothing of what came since."""
+    ours = lanes()
+    endpoint_id = uuid4()
+    ours.work_is_due(endpoint_id, ALREADY)
+    ((lane, room),) = ours.plan(10.0, 100)
+    ours.work_is_due(endpoint_id, ALREADY)
+    ours.claimed(lane, room, 1, 10.0)
+    assert ours.plan(10.1, 100) == [(lane, room)]
+    ours.claimed(lane, room, 1, 10.1)
+    assert ours.plan(10.2, 100) == []
+
+
+def test_a_claim_under_way_does_not_move_its_marks_past_what_comes_in_meanwhile():
+    """Inserted before what the claim brought was due, committed after it began: only the start would find it again."""
+    ours = lanes()
+    endpoint_id, before = uuid4(), datetime(2026, 1, 1, tzinfo=UTC)
+    ours.work_is_due(endpoint_id, ALREADY)
+    ((lane, _),) = ours.plan(10.0, 100)
+    lane.read_again(before)
+    note_marks(ours, [brought(endpoint_id, before + timedelta(seconds=1))])
+    assert lane.marks[1] == before
+    ours.plan(10.1, 100)
+    note_marks(ours, [brought(endpoint_id, before + timedelta(seconds=2))])
+    assert lane.marks[1] == before + timedelta(seconds=2)
+
+
+def brought(endpoint_id, due):
+    delivery = SimpleNamespace(endpoint_id=endpoint_id, priority=1)
+    return SimpleNamespace(delivery=delivery, next_attempt_at=due)
 
 
 def test_the_fan_out_is_told_of_lanes_with_less_room_than_a_new_one():

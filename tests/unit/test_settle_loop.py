@@ -69,7 +69,7 @@ async def test_what_another_session_held_is_tried_again_although_the_worker_is_n
         room_wanted=asyncio.Event(),
         on_point=lambda _point: None,
     )
-    lane = SimpleNamespace(read_from_start=lambda: None)
+    lane = SimpleNamespace(read_again=lambda _since: None)
     lanes = SimpleNamespace(lane=lambda _id: lane, work_is_due=lambda *_: None)
 
     async def traffic():

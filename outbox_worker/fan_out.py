@@ -63,7 +63,12 @@ async def fan_out_loop(
     listen_at = 0.0
     while not stopping.is_set():
         await room_for_some(flights, ROOM_SECONDS_FAIR if reader.fair else ROOM_SECONDS)
+        fair = reader.fair
         count = await fan_out_once(store, flights, lanes, shards, reader)
+        if (
+            fair and not count
+        ):  # a look beside the round before told of places that it emptied: look at all that waits
+            continue
         if count:
             await while_database_returns(wakeups.disarm)
             # Not after each look: the next one is to be at the database before what this one brought takes the processor.
@@ -148,6 +153,7 @@ async def fan_out_known(
         return 0
     learn_endpoints(lanes, shards, result)
     flights.start(result.handed_over, sent)
+    flights.handing_over = 0  # what is left is the claim's, while the look for places may still be under way
     others: set[int] = set()
     for endpoint_id, shard, due in result.waiting:
         if shard in shards:

@@ -219,12 +219,16 @@ class LocalServer:
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        lock = self._open_lock("start.lock")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        while True:
+            lock = self._open_lock("start.lock")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # The folder may have been discarded meanwhile, and made anew by somebody else.
+                if os.path.samestat(os.fstat(lock), (self.folder / "start.lock").stat()):
+                    yield
+                    return
+            finally:
+                os.close(lock)
 
     def _alone(self) -> bool:
         lock = self._open_lock("users.lock")

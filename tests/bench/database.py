@@ -87,8 +87,7 @@ async def fan_out(place: Place, waiting: int, most: int) -> float:
     place.db.execute("truncate outbox.fan_out_queue, outbox.open_deliveries")
     load.add_queued(place, waiting)
     load.settled_database(place)
-    # Slots without end: the fan-out leaves events in their queue while slots are short. What the endpoints
-    # have no room for is inserted as pending, and from then on everything is.
+    # Slots without end: the fan-out leaves events in their queue while slots are short.
     async with open_steps(place.dsn("worker_login"), slots=UNLIMITED) as steps:
         rates = await timed(steps, {"fan_out": steps.fan_out}, seconds=LONGEST, most=most)
     return rates["fan_out"] * load.MATCHING

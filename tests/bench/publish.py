@@ -5,7 +5,8 @@ Guarantee: the arms take turns, so that whatever else the machine does falls on 
 `quiet`: the events match no endpoint. `busy`: the worker delivers a backlog as fast as it can, in every arm alike.
 `no worker`: the trigger alone. `slow disk`: quiet, and each commit waits a millisecond before it flushes (commit_delay),
 as on a disk that takes that long: there the processor is not what a transaction waits for. The first second of each
-round does not count: an app keeps its connections, and each of these 32 plans its statements in it.
+round does not count: an app keeps its connections, and each of these 32 plans its statements in it. So the default form
+counts one second of each arm in each of three rounds; `--minutes` gives more.
 """
 
 from __future__ import annotations

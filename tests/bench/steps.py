@@ -44,16 +44,22 @@ async def answer_at_once(_request: Request) -> Outcome:
 
 
 class TimedStore(Store):
-    """A store that knows how long its statements took, from the call to the last row."""
+    """A store that knows how long statements of it were under way, from the call to the last row."""
 
     seconds = 0.0
+    under_way = 0
+    began = 0.0
 
     async def rows(self, name: str, /, **parameters: object) -> list[Row]:
-        began = time.perf_counter()
+        if not self.under_way:
+            self.began = time.perf_counter()
+        self.under_way += 1
         try:
             return await super().rows(name, **parameters)
         finally:
-            self.seconds += time.perf_counter() - began
+            self.under_way -= 1
+            if not self.under_way:
+                self.seconds += time.perf_counter() - self.began
 
 
 @dataclass

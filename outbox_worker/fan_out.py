@@ -65,9 +65,7 @@ async def fan_out_loop(
         await room_for_some(flights, ROOM_SECONDS_FAIR if reader.fair else ROOM_SECONDS)
         fair = reader.fair
         count = await fan_out_once(store, flights, lanes, shards, reader)
-        if (
-            fair and not count
-        ):  # a look beside the round before told of places that it emptied: look at all that waits
+        if fair and not count:  # the look beside the round before told of places that it emptied
             continue
         if count:
             await while_database_returns(wakeups.disarm)

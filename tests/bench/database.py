@@ -110,9 +110,8 @@ async def timed(
                 began, before = time.perf_counter(), steps.store.seconds
                 count = await call()
                 waited[name] += steps.store.seconds - before
-                await (
-                    steps.landed()
-                )  # before the next statement, which would seem to take as long as their Python
+                # Before the next statement, which would seem to take as long as their Python.
+                await steps.landed()
                 spent[name] += time.perf_counter() - began
                 done[name] += count
                 found = found or count > 0

@@ -1,0 +1,95 @@
+"""The fan-out's loop: what happens while the look for places runs beside the statement.
+
+Reads: lanes. Writes: nothing; the store is a stand-in for the moments at which statements are at the database.
+Guarantee: a slow look keeps no room from claims, and a round for places that are empty by now is no reason to sleep.
+If it is wrong: due work waits for a poll, with room for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from outbox_worker.fan_out import fan_out_loop, fan_out_once
+from outbox_worker.model import FannedOut
+from outbox_worker.reader import Reader
+from outbox_worker.wakeup import WakeUps
+from tests.support.lanes import lanes
+
+POLL = 60.0
+
+
+def took(*events: tuple[int, int, int]) -> FannedOut:
+    return FannedOut(list(events), [], [], {}, datetime.now(UTC))
+
+
+@pytest.fixture
+def flights():
+    return SimpleNamespace(
+        free=1000, claiming=0, handing_over=0, draining=False, lanes=lanes(slots=1000),
+        room_changed=asyncio.Event(), room_wanted=asyncio.Event(), start=lambda _leases, _sent: None,
+    )  # fmt: skip
+
+
+async def test_the_room_of_a_fan_out_is_the_claims_again_while_the_look_beside_it_is_under_way(flights):
+    """The look may take long, past what an old snapshot keeps."""
+    reader, looking, end = Reader(), asyncio.Event(), asyncio.Event()
+    reader.fair = True
+    reader.fresh[1, 5] = None
+
+    async def find_places(_starts, _looks):
+        looking.set()
+        await end.wait()
+        return [[], []]
+
+    async def fan_out(_ask, _room):
+        assert flights.handing_over
+        await looking.wait()
+        return took((1, 5, 1))
+
+    store = SimpleNamespace(find_places=find_places, fan_out=fan_out)
+    round_ = asyncio.create_task(fan_out_once(store, flights, flights.lanes, set(), reader))
+    await looking.wait()
+    async with asyncio.timeout(POLL / 4):
+        while flights.handing_over:  # noqa: ASYNC110  (ready callbacks, no clock)
+            await asyncio.sleep(0)
+    assert not round_.done()
+    end.set()
+    assert await round_ == 1
+
+
+async def test_an_empty_fair_round_is_followed_by_a_look_at_all_that_waits(flights):
+    """A look told of places that the round beside it emptied: without LISTEN the loop would sleep until the next poll."""
+    stopping, asks = asyncio.Event(), []
+
+    async def find_places(_starts, _looks):
+        return [[(1, 5)], []]
+
+    async def fan_out(ask, _room):
+        asks.append(ask.fair)
+        if len(asks) == 1:
+            return took(*[(seq, 5, 1) for seq in range(ask.batch)])
+        if len(asks) > 2:
+            stopping.set()
+        return took()
+
+    store = SimpleNamespace(find_places=find_places, fan_out=fan_out)
+    async with asyncio.timeout(POLL / 4):
+        await fan_out_loop(
+            store, flights, flights.lanes, set(), StopsAfter(stopping, asks), asyncio.Queue(), POLL, stopping
+        )
+    assert asks == [False, True, False]
+
+
+class StopsAfter(WakeUps):
+    """Polls, and says so if it is asked to wait before the third look."""
+
+    def __init__(self, stopping, asks):
+        self.stopping, self.asks = stopping, asks
+
+    async def wait(self, seconds):
+        self.stopping.set()
+        return await super().wait(0 * seconds)

@@ -152,7 +152,7 @@ class Flights:
                 self.unstarted.append(delivery)
             else:
                 self.on_point("sent")
-                self.learn(lane, settlement.outcome, settlement.verdict)
+                self.learn(lane, settlement.outcome, settlement.verdict, time.monotonic())
                 self.unsettled.append(settlement)
                 if endpoint is not None:
                     telemetry.delivery_attempted(settlement, endpoint)
@@ -168,13 +168,13 @@ class Flights:
             and self.presence_until() - now >= needed
         )
 
-    def learn(self, lane: Lane, outcome: Outcome, verdict: Verdict) -> None:
+    def learn(self, lane: Lane, outcome: Outcome, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.DELIVERED:
-            self.lanes.answered(lane, outcome.duration_ms)
+            self.lanes.answered(lane, outcome.duration_ms, now)
         elif outcome.failure in UNREACHABLE:
-            self.lanes.unreachable(lane, outcome.duration_ms, time.monotonic())
+            self.lanes.unreachable(lane, outcome.duration_ms, now)
         elif outcome.failure is not Failure.LOCAL:
-            self.lanes.refused(lane, outcome.duration_ms)
+            self.lanes.refused(lane, outcome.duration_ms, now)
 
     async def fly(self, stopped: asyncio.Event) -> None:
         """Own every delivery in flight until stopped; leaving waits for the last of them."""

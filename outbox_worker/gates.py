@@ -2,7 +2,8 @@
 
 Reads: outcomes that are counted here. Writes: nothing; every time is an argument (monotonic seconds).
 Guarantee: never more than its slots in flight; who waits at a gate is called in turn, and what it is called for is
-kept for it; a host whose endpoints time out one after the other gets one probe at a time.
+kept for it; a host whose endpoints time out one after the other, and that answers none meanwhile, gets one probe at a
+time.
 If it dies: nothing is lost; a new worker counts from nothing.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from outbox_worker.lane import PROBE_SECONDS, TRIP_AFTER
+from outbox_worker.lane import NEVER, PROBE_SECONDS, TRIP_AFTER
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -104,6 +105,8 @@ class Host(Gate):
         self.failing: set[UUID] = set()  # endpoints that failed since anything here answered, the first few
         self.failures = 0  # in a row, of all its endpoints
         self.open_until = 0.0
+        self.tripped_at = NEVER
+        self.answered_at = -NEVER  # when it last answered anything
 
     @property
     def tripped(self) -> bool:
@@ -118,18 +121,25 @@ class Host(Gate):
             return 1 if self.open_until <= now and self.in_flight == 0 else 0
         return min(int(self.limit), self.most) - self.in_flight
 
-    def unreachable(self, endpoint_id: UUID, now: float) -> None:
-        """A pause that does not double: a probe of a dead host costs a slot, a pause costs its live endpoints time."""
+    def unreachable(self, endpoint_id: UUID, began: float, now: float) -> None:
+        """A pause that does not double: a probe of a dead host costs a slot, a pause costs its live endpoints time.
+
+        A request that was under way while the host answered another says nothing of the host.
+        """
+        if began < self.answered_at:
+            return
         self.failures += 1
         if len(self.failing) < HOST_ENDPOINTS:
             self.failing.add(endpoint_id)
         if self.tripped and self.open_until <= now:
             self.open_until = now + PROBE_SECONDS
+            self.tripped_at = min(self.tripped_at, now)
 
-    def answered(self) -> None:
-        """Any answer, whatever its status: the host is there. After a pause it ramps up from one."""
-        if self.tripped:
+    def answered(self, began: float, now: float) -> None:
+        """Any answer, whatever its status: the host is there. One to a probe is a recovery, which ramps up from one."""
+        if began >= self.tripped_at:
             self.limit = 1.0
+        self.tripped_at, self.answered_at = NEVER, now
         self.failing.clear()
         self.failures = 0
         self.open_until = 0.0
@@ -211,10 +221,10 @@ class Gates:
             if not gate.in_flight and gate.at_rest:
                 del self.hosts[host]
 
-    def answered(self, lane: Lane) -> None:
+    def answered(self, lane: Lane, began: float, now: float) -> None:
         if lane.host in self.hosts:
-            self.hosts[lane.host].answered()
+            self.hosts[lane.host].answered(began, now)
 
-    def unreachable(self, lane: Lane, now: float) -> None:
+    def unreachable(self, lane: Lane, began: float, now: float) -> None:
         if lane.host:
-            self.host(lane.host).unreachable(lane.endpoint_id, now)
+            self.host(lane.host).unreachable(lane.endpoint_id, began, now)

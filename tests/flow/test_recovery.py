@@ -59,6 +59,12 @@ def delivered(shop) -> int:
     return shop.execute("select count(*) from outbox.deliveries where state = 'delivered'").fetchone()[0]
 
 
+def in_flight(shop) -> int:
+    return shop.execute(
+        "select count(*) from outbox.open_deliveries where lease_token is not null"
+    ).fetchone()[0]
+
+
 async def test_recovery_ramps_up_instead_of_flooding(shop, receiver, working):
     """A hundred wait for an endpoint whose circuit is open: its first answers let through one more each."""
     outage = Outage()
@@ -87,9 +93,10 @@ async def test_many_endpoints_on_one_dead_host_get_one_probe_and_recover_by_a_ra
             make_endpoint(shop, f"{receiver.url}{number}", ["message.sent"], retry_schedule=SHORT)
         make_endpoint(shop, other.url, ["message.received"])
         async with working():
-            for _ in range(2):
-                publish(shop, "message.sent")
-            await eventually(lambda: len(outage.at) >= 15, 20)
+            with shop.transaction():  # both start at once, before the first one failed
+                for _ in range(2):
+                    publish(shop, "message.sent")
+            await eventually(lambda: len(outage.at) >= 15 and in_flight(shop) == 0, 20)
             first = len(outage.at)
             await eventually(lambda: len(outage.at) >= first + 4, 20)
             probes = outage.at[first:]

@@ -20,10 +20,14 @@ from outbox_worker.limits import Lanes
 
 @dataclass
 class Circuit:
-    """Open after so many failures in a row, of so many different endpoints; probed at a moment, one at a time."""
+    """Open after so many failures in a row, of so many different endpoints; probed at a moment, one at a time.
+
+    Where it is of several endpoints, a request that began before the last answer to another proves nothing.
+    """
 
     endpoints: int
     longest: float
+    answered_at: float = 0.0
     failures: int = 0
     failed: set[int] = field(default_factory=set)
     pause: float = 0.0
@@ -33,15 +37,17 @@ class Circuit:
     def broken(self) -> bool:
         return self.failures >= TRIP_AFTER and len(self.failed) >= self.endpoints
 
-    def fails(self, number: int, now: float) -> None:
+    def fails(self, number: int, began: float, now: float) -> None:
+        if self.endpoints > 1 and began < self.answered_at:
+            return
         self.failures += 1
         self.failed.add(number)
         if self.broken and now >= self.probe_at:  # one that began before it opened says nothing new
             self.pause = min(self.pause * 2, self.longest) if self.pause else PROBE_SECONDS
             self.probe_at = now + self.pause
 
-    def answers(self) -> None:
-        self.failures, self.failed, self.pause, self.probe_at = 0, set(), 0.0, 0.0
+    def answers(self, now: float) -> None:
+        self.failures, self.failed, self.pause, self.probe_at, self.answered_at = 0, set(), 0.0, 0.0, now
 
 
 @dataclass
@@ -55,7 +61,7 @@ class Model:
     now: float = 100.0
 
     def __post_init__(self) -> None:
-        self.flying: list[list[bool]] = [[] for _ in self.endpoints]  # of each request, whether a suspect's
+        self.flying: list[list[tuple[bool, float]]] = [[] for _ in self.endpoints]  # a suspect's, began
         self.starts: list[list[float]] = [[] for _ in self.endpoints]
         self.circuits = [Circuit(1, PROBE_SECONDS_MOST) for _ in self.endpoints]
         self.hosts = {host: Circuit(HOST_ENDPOINTS, PROBE_SECONDS) for host, _, _ in self.endpoints}
@@ -74,23 +80,26 @@ class Model:
             (self.hosts[host], self.of_host(host)),
         ):
             assert not circuit.broken or (in_the_air == 0 and self.now >= circuit.probe_at)
-        self.flying[number].append(self.suspect(number))
+        self.flying[number].append((self.suspect(number), self.now))
         self.starts[number].append(self.now)
 
-    def ends(self, number: int, how: str) -> bool:
+    def ends(self, number: int, how: str) -> tuple[bool, float]:
         host, _, _ = self.endpoints[number]
-        if how == "hang":
-            self.circuits[number].fails(number, self.now)
-            self.hosts[host].fails(number, self.now)
-        else:
-            self.circuits[number].answers()
-            self.hosts[host].answers()
-            self.slow[number] = how == "slow"
-        return self.flying[number].pop()
+        was_suspect, began = self.flying[number].pop()
+        for circuit in (self.circuits[number], self.hosts[host]):
+            if how == "hang":
+                circuit.fails(number, began, self.now)
+            else:
+                circuit.answers(self.now)
+                self.slow[number] = how == "slow"
+        return was_suspect, began
+
+    def suspects(self) -> int:
+        return sum(was_suspect for flying in self.flying for was_suspect, _ in flying)
 
     def check(self) -> None:
         assert sum(map(len, self.flying)) <= self.slots
-        assert sum(map(sum, self.flying)) <= max(1, int(self.slots * self.share))
+        assert self.suspects() <= max(1, int(self.slots * self.share))
         for host in self.hosts:
             assert self.of_host(host) <= self.host_limit
         for number, (_, most, rate) in enumerate(self.endpoints):
@@ -147,13 +156,13 @@ def test_no_limit_is_exceeded_whatever_happens(endpoints, steps, slots, share, h
         return True
 
     def end(number: int, how: str) -> None:
-        lane, was_suspect = lanes[number], model.ends(number, how)
+        lane, (was_suspect, began) = lanes[number], model.ends(number, how)
         if how == "hang":
-            ours.unreachable(lane, 1, model.now)
+            ours.unreachable(lane, (model.now - began) * 1000 - 1, model.now)  # begun after what ended then
         elif how == "refuse":
-            ours.refused(lane, 1)
+            ours.refused(lane, 1, model.now)
         else:
-            ours.answered(lane, SLOW_MS + 1 if how == "slow" else 1)
+            ours.answered(lane, SLOW_MS + 1 if how == "slow" else 1, model.now)
         ours.ended(lane, endpoints[number][0], model.now, was_suspect=was_suspect)
 
     def plan() -> None:
@@ -176,7 +185,7 @@ def test_no_limit_is_exceeded_whatever_happens(endpoints, steps, slots, share, h
                 start(number)
         elif action == "resume":
             ours.resumed(lanes[number])
-            model.circuits[number].answers()
+            model.circuits[number].answers(model.now)
             model.slow[number] = False
         elif action == "plan":
             plan()
@@ -191,7 +200,7 @@ def seen(ours, lanes, model) -> None:
     """Its own counts are the model's, and what is kept is for somebody who comes."""
     assert [lane.in_flight for lane in lanes] == list(map(len, model.flying))
     assert ours.in_flight == sum(map(len, model.flying))
-    assert ours.gates.suspects.in_flight == sum(map(sum, model.flying))
+    assert ours.gates.suspects.in_flight == model.suspects()
     for gate in (ours.gates.suspects, *ours.gates.hosts.values()):
         assert gate.promised == sum(gate.kept.values()) >= 0
         assert gate.kept.keys() <= ours.ready.keys()

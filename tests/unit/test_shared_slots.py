@@ -84,10 +84,10 @@ def test_a_host_that_answers_again_ramps_up_for_all_its_endpoints():
     for lane in list(ours.lanes.values()):
         while lane.in_flight:
             ours.ended(lane, "dead", 200, was_suspect=True)
-    ours.answered(lane, 1)
+    ours.answered(lane, 1, 200)
     assert (host.tripped, host.room(200)) == (False, 2)
     for _ in range(100):
-        ours.answered(lane, 1)
+        ours.answered(lane, 1, 200)
     assert host.room(200) == 50
 
 
@@ -101,6 +101,40 @@ def test_one_broken_endpoint_never_closes_its_host_to_others():
     other = ours.lane(uuid4())
     assert not ours.gates.host("shared").tripped
     assert ours.admits(other, "shared", 0)
+
+
+def on_shared_host(count):
+    """Endpoints of one host, each with one request in flight since 0."""
+    ours = lanes()
+    ours_there = [ours.lane(UUID(int=n)) for n in range(count)]
+    for lane in ours_there:
+        lane.host = "shared"
+        fly(ours, lane, 1, "shared")
+    return ours, ours_there
+
+
+def test_endpoints_that_hang_while_their_host_answers_others_do_not_close_it():
+    """Ten time out that were under way when the host answered another: they are slow, the host is there."""
+    ours, (quick, *hanging) = on_shared_host(11)
+    ours.answered(quick, 5, 0.005)
+    for lane in hanging:
+        ours.unreachable(lane, 500, 0.5)
+    assert not ours.gates.host("shared").tripped
+    assert ours.admits(quick, "shared", 0.5)
+    for lane in hanging:  # begun after that answer, and none since
+        ours.unreachable(lane, 400, 0.5)
+    assert ours.gates.host("shared").tripped
+
+
+def test_an_answer_that_was_under_way_when_the_hosts_circuit_opened_is_no_recovery():
+    """The quick failures of some came before the first answer of another: the host was there all the time."""
+    ours, (quick, *broken) = on_shared_host(11)
+    for lane in broken:
+        ours.unreachable(lane, 5, 0.005)
+    assert not ours.admits(quick, "shared", 0.006)
+    ours.answered(quick, 20, 0.02)
+    assert ours.gates.host("shared").limit == ours.gates.host_limit
+    assert ours.admits(quick, "shared", 0.02)
 
 
 def test_no_event_starts_at_a_circuit_that_opened_while_it_was_claimed():

@@ -52,15 +52,17 @@ with walked as materialized (
     cross join lateral (
         select d.event_id, d.endpoint_id, d.workspace_id
         from outbox.open_deliveries d
-        where d.event_id = r.event_id and d.endpoint_id = r.endpoint_id and d.workspace_id = r.workspace_id
+        where (d.event_id, d.endpoint_id, d.workspace_id)
+              between (r.event_id, r.endpoint_id, r.workspace_id) and (r.event_id, r.endpoint_id, r.workspace_id)
           and d.lease_expires_at is null
-        for update skip locked) d
+        limit 1 for update skip locked) d
 ), leased as (
     update outbox.open_deliveries d
     set leased_by = %(worker_no)s::int, lease_token = %(lease_token)s::uuid,
         lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s::float8)
     from picked p
-    where d.event_id = p.event_id and d.endpoint_id = p.endpoint_id and d.workspace_id = p.workspace_id
+    where (d.event_id, d.endpoint_id, d.workspace_id)
+          between (p.event_id, p.endpoint_id, p.workspace_id) and (p.event_id, p.endpoint_id, p.workspace_id)
     returning d.event_id, d.endpoint_id, d.workspace_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count,
               p.version, d.ordering_key
 )

@@ -61,7 +61,8 @@ with plain as (
         offset 0) p
     where not %(careful)s::bool
        or not exists (select from outbox.open_deliveries d
-                      where d.event_id = k.event_id and d.endpoint_id = p.endpoint_id and d.workspace_id = k.workspace_id)
+                      where (d.event_id, d.endpoint_id, d.workspace_id)
+                            between (k.event_id, p.endpoint_id, k.workspace_id) and (k.event_id, p.endpoint_id, k.workspace_id))
 ), roomed as materialized (
     select j.seq, j.priority, j.event_id, j.workspace_id, j.deliver_at, j.endpoint_id, j.shard, j.version, j.ordering_key, j.cap, j.max_per_second,
            j.state_changed_at,

@@ -26,9 +26,10 @@ with history as materialized (  -- once, not once a row
                d.replay_count, d.last_status, d.last_error, d.leased_by, d.lease_token, d.lease_expires_at, d.ordering_key,
                d.ordering_seq, d.created_at
         from outbox.open_deliveries d
-        where d.event_id = g.event_id and d.endpoint_id = g.endpoint_id and d.workspace_id = g.workspace_id
+        where (d.event_id, d.endpoint_id, d.workspace_id)
+              between (g.event_id, g.endpoint_id, g.workspace_id) and (g.event_id, g.endpoint_id, g.workspace_id)
           and d.lease_expires_at < now()
-        for update skip locked) d
+        limit 1 for update skip locked) d
 ), lost as (
     insert into outbox.lost_leases (event_id, endpoint_id, workspace_id, attempt_no, lease_token, worker_no, expired_at)
     select x.event_id, x.endpoint_id, x.workspace_id, x.attempt_count + 1, x.lease_token, x.leased_by, x.lease_expires_at
@@ -37,10 +38,12 @@ with history as materialized (  -- once, not once a row
     update outbox.open_deliveries d
     set lease_expires_at = null, lost_count = d.lost_count + 1, next_attempt_at = clock_timestamp()
     from expired x
-    where not x.hopeless and d.event_id = x.event_id and d.endpoint_id = x.endpoint_id and d.workspace_id = x.workspace_id
+    where not x.hopeless and (d.event_id, d.endpoint_id, d.workspace_id)
+          between (x.event_id, x.endpoint_id, x.workspace_id) and (x.event_id, x.endpoint_id, x.workspace_id)
 ), removed as (
     delete from outbox.open_deliveries d using expired x
-    where x.hopeless and d.event_id = x.event_id and d.endpoint_id = x.endpoint_id and d.workspace_id = x.workspace_id
+    where x.hopeless and (d.event_id, d.endpoint_id, d.workspace_id)
+          between (x.event_id, x.endpoint_id, x.workspace_id) and (x.event_id, x.endpoint_id, x.workspace_id)
 ), finished as (
     insert into outbox.finished_deliveries (event_id, endpoint_id, workspace_id, state, reason, priority, attempt_count, failed_count,
         lost_count, replay_count, last_status, last_error, next_attempt_at, ordering_key, ordering_seq, created_at)

@@ -11,20 +11,23 @@ with input as materialized (
     select i.event_id, i.endpoint_id, i.workspace_id, d.event_id is not null as current,
            d.event_id is null and exists (
                select from outbox.open_deliveries o
-               where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id and o.workspace_id = i.workspace_id
+               where (o.event_id, o.endpoint_id, o.workspace_id)
+                     between (i.event_id, i.endpoint_id, i.workspace_id) and (i.event_id, i.endpoint_id, i.workspace_id)
                  and o.lease_token = i.lease_token) as locked
     from input i
     left join lateral (
         select d.event_id
         from outbox.open_deliveries d
-        where d.event_id = i.event_id and d.endpoint_id = i.endpoint_id and d.workspace_id = i.workspace_id
+        where (d.event_id, d.endpoint_id, d.workspace_id)
+              between (i.event_id, i.endpoint_id, i.workspace_id) and (i.event_id, i.endpoint_id, i.workspace_id)
           and d.lease_token = i.lease_token
-        for update skip locked) d on true
+        limit 1 for update skip locked) d on true
 ), given_back as (
     update outbox.open_deliveries d
     set lease_token = null, lease_expires_at = null
     from matched m
-    where m.current and d.event_id = m.event_id and d.endpoint_id = m.endpoint_id and d.workspace_id = m.workspace_id
+    where m.current and (d.event_id, d.endpoint_id, d.workspace_id)
+          between (m.event_id, m.endpoint_id, m.workspace_id) and (m.event_id, m.endpoint_id, m.workspace_id)
 )
 select m.event_id, m.endpoint_id, m.current as released, m.locked
 from matched m

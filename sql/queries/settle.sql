@@ -3,7 +3,9 @@
 --          attempt_nos int[], versions int[], event_types text[], verdicts text[], retry_seconds float[], started_ats timestamptz[],
 --          durations int[], statuses smallint[], errors text[], response_headers text[] (jsonb), response_bodies bytea[]; worker_no int
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
--- hazard:  a settlement whose token is no longer current changes no state: it becomes a late result. Rows that another
+-- hazard:  a key is compared as a row, in all of these statements: of the indexes only that of the key serves it. Compared column
+--          by column, a plan made while the table was empty looked for each delivery among all that waits at its endpoint.
+--          A settlement whose token is no longer current changes no state: it becomes a late result. Rows that another
 --          session holds are skipped and said to be locked, never waited for: one operator must not stop a worker.
 with history as materialized (  -- once, not once a row
     select outbox.history_floor() as floor
@@ -12,7 +14,8 @@ with history as materialized (  -- once, not once a row
            i.retry_in, i.started_at, i.duration_ms, i.status, i.error, i.response_headers, i.response_body, f.floor, d.event_id is not null as current,
            d.event_id is null and exists (
                select from outbox.open_deliveries o
-               where o.event_id = i.event_id and o.endpoint_id = i.endpoint_id and o.workspace_id = i.workspace_id
+               where (o.event_id, o.endpoint_id, o.workspace_id)
+                     between (i.event_id, i.endpoint_id, i.workspace_id) and (i.event_id, i.endpoint_id, i.workspace_id)
                  and o.lease_token = i.lease_token) as locked,
            d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count, d.ordering_key, d.ordering_seq,
            d.created_at
@@ -27,13 +30,14 @@ with history as materialized (  -- once, not once a row
         select d.event_id, d.priority, d.next_attempt_at, d.attempt_count, d.failed_count, d.lost_count, d.replay_count,
                d.ordering_key, d.ordering_seq, d.created_at
         from outbox.open_deliveries d
-        where d.event_id = i.event_id and d.endpoint_id = i.endpoint_id and d.workspace_id = i.workspace_id
+        where (d.event_id, d.endpoint_id, d.workspace_id)
+              between (i.event_id, i.endpoint_id, i.workspace_id) and (i.event_id, i.endpoint_id, i.workspace_id)
           and d.lease_token = i.lease_token
           and (i.verdict <> 'disable_endpoint'  -- the endpoint is disabled in the same commit, or both wait
                or exists (select from outbox.endpoints e
-                          where e.endpoint_id = i.endpoint_id and e.workspace_id = i.workspace_id
+                          where (e.endpoint_id, e.workspace_id) between (i.endpoint_id, i.workspace_id) and (i.endpoint_id, i.workspace_id)
                           for update skip locked))
-        for update skip locked) d on true
+        limit 1 for update skip locked) d on true
 ), held as not materialized (
     select m.event_id, m.endpoint_id, m.workspace_id, m.priority, m.next_attempt_at, m.attempt_count, m.failed_count, m.lost_count,
            m.replay_count, m.ordering_key, m.ordering_seq, m.created_at, m.version, m.event_type, m.verdict, m.retry_in, m.started_at,
@@ -42,7 +46,8 @@ with history as materialized (  -- once, not once a row
     where m.current
 ), removed as (
     delete from outbox.open_deliveries d using held h
-    where d.event_id = h.event_id and d.endpoint_id = h.endpoint_id and d.workspace_id = h.workspace_id
+    where (d.event_id, d.endpoint_id, d.workspace_id)
+          between (h.event_id, h.endpoint_id, h.workspace_id) and (h.event_id, h.endpoint_id, h.workspace_id)
       and h.verdict in ('delivered', 'give_up', 'disable_endpoint')
 ), put_back as (
     update outbox.open_deliveries d
@@ -53,7 +58,8 @@ with history as materialized (  -- once, not once a row
         last_error = case when h.verdict = 'retry' then h.error else d.last_error end,
         lease_token = null, lease_expires_at = null
     from held h
-    where d.event_id = h.event_id and d.endpoint_id = h.endpoint_id and d.workspace_id = h.workspace_id
+    where (d.event_id, d.endpoint_id, d.workspace_id)
+          between (h.event_id, h.endpoint_id, h.workspace_id) and (h.event_id, h.endpoint_id, h.workspace_id)
       and h.verdict in ('retry', 'not_attempted')
 ), finals as materialized (
     select h.event_id, h.endpoint_id, h.workspace_id, case when h.verdict = 'delivered' then 'delivered' else 'dead' end as state,
@@ -126,10 +132,10 @@ with history as materialized (  -- once, not once a row
     cross join lateral (
         select e.url, e.state, e.failing_since, e.failing_noticed
         from outbox.endpoints e
-        where e.endpoint_id = b.endpoint_id and e.workspace_id = b.workspace_id
+        where (e.endpoint_id, e.workspace_id) between (b.endpoint_id, b.workspace_id) and (b.endpoint_id, b.workspace_id)
           and ((b.succeeded and e.failing_since is not null)
                or (not b.succeeded and (e.failing_since is null or b.gone or e.failing_since < now() - s.failing_notice_after)))
-        for update skip locked) e  -- an app may hold the row in its transaction: the next attempt tells the same
+        limit 1 for update skip locked) e  -- an app may hold the row in its transaction: the next attempt tells the same
 ), changed as (
     update outbox.endpoints e
     set failing_since = case when t.succeeded then null else coalesce(e.failing_since, now()) end,

@@ -3,8 +3,9 @@
 --          attempt_nos int[], versions int[], event_types text[], verdicts text[], retry_seconds float[], started_ats timestamptz[],
 --          durations int[], statuses smallint[], errors text[], response_headers text[] (jsonb), response_bodies bytea[]; worker_no int
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
--- hazard:  a key is compared as a row, in all of these statements: of the indexes only that of the key serves it. Compared column
---          by column, a plan made while the table was empty looked for each delivery among all that waits at its endpoint.
+-- hazard:  a delivery's key is compared as a row, in all of these statements: of the indexes only that of the key serves it.
+--          Compared column by column, a plan made while the table was empty looked for each delivery among all that waits at its
+--          endpoint. `is true` keeps an endpoint from being looked for among all of its workspace.
 --          A settlement whose token is no longer current changes no state: it becomes a late result. Rows that another
 --          session holds are skipped and said to be locked, never waited for: one operator must not stop a worker.
 with history as materialized (  -- once, not once a row
@@ -35,7 +36,7 @@ with history as materialized (  -- once, not once a row
           and d.lease_token = i.lease_token
           and (i.verdict <> 'disable_endpoint'  -- the endpoint is disabled in the same commit, or both wait
                or exists (select from outbox.endpoints e
-                          where (e.endpoint_id, e.workspace_id) between (i.endpoint_id, i.workspace_id) and (i.endpoint_id, i.workspace_id)
+                          where e.endpoint_id = i.endpoint_id and (e.workspace_id = i.workspace_id) is true
                           for update skip locked))
         limit 1 for update skip locked) d on true
 ), held as not materialized (
@@ -132,7 +133,7 @@ with history as materialized (  -- once, not once a row
     cross join lateral (
         select e.url, e.state, e.failing_since, e.failing_noticed
         from outbox.endpoints e
-        where (e.endpoint_id, e.workspace_id) between (b.endpoint_id, b.workspace_id) and (b.endpoint_id, b.workspace_id)
+        where e.endpoint_id = b.endpoint_id and (e.workspace_id = b.workspace_id) is true
           and ((b.succeeded and e.failing_since is not null)
                or (not b.succeeded and (e.failing_since is null or b.gone or e.failing_since < now() - s.failing_notice_after)))
         limit 1 for update skip locked) e  -- an app may hold the row in its transaction: the next attempt tells the same

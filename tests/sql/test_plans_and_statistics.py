@@ -61,6 +61,12 @@ STATISTICS = {
     "of such as were almost emptied": FILL
     + "delete from outbox.open_deliveries where event_id not in (select event_id from outbox.open_deliveries limit 20);"
     + "analyze outbox.open_deliveries",
+    "of many endpoints": """
+        set session_replication_role = replica;
+        insert into outbox.endpoints (workspace_id, url, event_types)
+        select 'ws_' || n % 500, 'https://example.com/' || n, '{*}' from generate_series(1, 1000) n;
+        set session_replication_role = origin;
+        vacuum analyze outbox.endpoints""",
     "of such as were emptied and cut off": FILL
     + "delete from outbox.fan_out_queue; delete from outbox.open_deliveries;"
     + "vacuum analyze outbox.fan_out_queue, outbox.open_deliveries",
@@ -100,8 +106,12 @@ def looked_through(lines):
         if not (table := re.search(r"Scan .*\bon (open_deliveries|endpoints)\b", line)):
             continue
         details = list(takewhile(lambda one: not one.lstrip().startswith("->"), lines[place + 1 :]))
-        whole = table[1] == "open_deliveries" and not any(" Cond: " in one for one in details)
-        if whole or any(re.search("Filter: .*(event|endpoint)_id = ", one) for one in details):
+        filtered = any(re.search("Filter: .*(event|endpoint)_id ", one) for one in details)
+        if table[1] == "open_deliveries":
+            whole = not any(" Cond: " in one for one in details)
+        else:  # by its id, in an index where that comes second
+            whole = any(" Cond: (endpoint_id " in one for one in details) and "endpoints_pkey" not in line
+        if filtered or whole:
             bad += [line.strip(), *(one.strip() for one in details)]
     return bad
 

@@ -18,6 +18,7 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
+from outbox_worker.flights import AT_ONCE
 from outbox_worker.lane import ALREADY, START_LIMIT
 from outbox_worker.model import FannedOut, Room
 from outbox_worker.reader import LOOKS, Place, Reader
@@ -106,7 +107,7 @@ def pass_on(wakeup: WakeUp, wanted: asyncio.Queue[WakeUp]) -> None:
 async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader) -> int:
     """One batch; returns the number of events taken. Half of the room is left to a claim that others wait for."""
     free = max(flights.free - flights.claiming, 0)
-    flights.handing_over = free - free // 2 if lanes.ready else free
+    flights.handing_over = min(free - free // 2 if lanes.ready else free, AT_ONCE)
     try:
         return await fan_out_with(store, flights, lanes, shards, reader, flights.handing_over)
     finally:

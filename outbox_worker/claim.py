@@ -18,7 +18,6 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
-from outbox_worker.flights import AT_ONCE
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -55,7 +54,7 @@ async def room_or_timer(flights: Flights, lanes: Lanes, poll_seconds: float) -> 
 
 async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     """One round; returns how many deliveries were claimed, and counts each lane where more is to be looked at."""
-    asks = lanes.plan(time.monotonic(), min(flights.free - flights.handing_over, AT_ONCE))
+    asks = lanes.plan(time.monotonic(), flights.free - flights.handing_over)
     flights.claiming = sum(room for _, room in asks)
     try:
         return await claim_asked(store, flights, lanes, asks) if asks else 0

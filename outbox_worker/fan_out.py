@@ -18,7 +18,6 @@ import psycopg
 
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
-from outbox_worker.flights import AT_ONCE
 from outbox_worker.lane import ALREADY, START_LIMIT
 from outbox_worker.model import FannedOut, Room
 from outbox_worker.reader import LOOKS, Place, Reader
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
 TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
+HANDED_OVER_MOST = 256
+"""Deliveries of one fan-out that start at once: more of them leave the processor's caches before they are recorded."""
 LITTLE_ROOM = 0.1
 """Share of free slots below which the fan-out waits for more, at most for these seconds."""
 ROOM_SECONDS = 0.05
@@ -107,7 +108,7 @@ def pass_on(wakeup: WakeUp, wanted: asyncio.Queue[WakeUp]) -> None:
 async def fan_out_once(store: Store, flights: Flights, lanes: Lanes, shards: set[int], reader: Reader) -> int:
     """One batch; returns the number of events taken. Half of the room is left to a claim that others wait for."""
     free = max(flights.free - flights.claiming, 0)
-    flights.handing_over = min(free - free // 2 if lanes.ready else free, AT_ONCE)
+    flights.handing_over = min(free - free // 2 if lanes.ready else free, HANDED_OVER_MOST)
     try:
         return await fan_out_with(store, flights, lanes, shards, reader, flights.handing_over)
     finally:

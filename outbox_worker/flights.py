@@ -40,9 +40,6 @@ UNREACHABLE = frozenset(
     }
 )
 
-AT_ONCE = 256
-"""Deliveries that one statement brings at most: more of them leave the processor's caches before they are recorded."""
-
 host_of = lru_cache(4096)(lambda url: urlsplit(url).netloc)
 """Whom a limit per host counts: the standard library remembers 128 URLs only."""
 

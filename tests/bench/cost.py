@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BASELINE = Path(__file__).with_name("baseline.json")
 BATCH = 200
-"""Events of a fan-out: below what it takes at once, so that one call takes all."""
+"""Events of a fan-out: below what one statement takes, so that one call takes all."""
 DELIVERIES = BATCH * load.MATCHING
 QUIET = {
     "autovacuum": "off",
@@ -89,7 +89,7 @@ async def all_steps(place: Place, rounds: int) -> dict[str, Cost]:
 
 async def one_round(meter: Meter, steps: Steps, place: Place) -> dict[str, Cost]:
     costs = {"publish": await meter.measured(lambda: published(place))}
-    costs["fan_out"] = await meter.measured(lambda: whole(steps.fan_out, BATCH))
+    costs["fan_out"] = await meter.measured(lambda: whole(steps.fan_out_whole, BATCH))
     await steps.landed()
     costs["settle"] = await meter.measured(lambda: whole(steps.settle, DELIVERIES))
     load.add_waiting(place, DELIVERIES, workspaces=100)

@@ -18,7 +18,7 @@ from outbox_worker.backoff import DEFAULT_SCHEDULE
 from outbox_worker.claim import claim_once
 from outbox_worker.database import open_pool
 from outbox_worker.endpoint_book import EndpointBook, Entry
-from outbox_worker.fan_out import fan_out_once
+from outbox_worker.fan_out import fan_out_once, fan_out_with
 from outbox_worker.flights import Flights
 from outbox_worker.lane import MOMENTS_A_SECOND
 from outbox_worker.limits import Lanes
@@ -71,6 +71,11 @@ class Steps:
 
     async def fan_out(self) -> int:
         return await fan_out_once(self.store, self.flights, self.lanes, set(SHARDS), self.reader)
+
+    async def fan_out_whole(self) -> int:
+        """As far as there are slots, not as many as a worker hands over at once."""
+        free = self.flights.free
+        return await fan_out_with(self.store, self.flights, self.lanes, set(SHARDS), self.reader, free)
 
     async def claim(self) -> int:
         return await claim_once(self.store, self.flights, self.lanes)

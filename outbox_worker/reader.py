@@ -35,6 +35,8 @@ BEGINNING: Place = (-1, 0)
 """Before all places."""
 SWEEP_PAUSE_MOST = 5.0
 """Longest wait, in seconds, between two looks from the start of the queue, also after an outage of the database."""
+LATE_SECONDS = 0.1
+"""A look begins where the mark was so long ago, at least: sequences commit out of order, and most transactions end by then."""
 LOOK_SHARE = 4
 """A look for places that took long, past dead entries that somebody's old snapshot keeps, is not repeated before so
 many times its own length."""
@@ -47,6 +49,8 @@ class Reader:
         self.batch = BATCH  # most events at once; less after a batch that ran too long
         self.per_event = 1.0  # deliveries an event makes, lately
         self.mark = 0
+        self.next_mark = self.late_mark = 0  # what it was when it was last noted, and the time before that
+        self.noted_at = 0.0
         self.marks: dict[Place, int] = {}
         self.fair = False
         # Who waits, each in its order of coming: urgent ones, those not served yet, those that gave all they were asked.
@@ -61,7 +65,7 @@ class Reader:
 
     def from_the_start(self) -> None:
         self.fair = False
-        self.mark = 0
+        self.mark = self.next_mark = self.late_mark = 0
 
     @property
     def knows_places(self) -> bool:
@@ -85,16 +89,19 @@ class Reader:
         self.look_at = now + LOOK_SHARE * seconds
 
     def ask(self, now: float, free: int) -> FanOutAsk:
-        """What to take next. From time to time from the start: sequences commit out of order."""
+        """What to take next, also of what committed late. From time to time from the start: some commit very late."""
+        if now - self.noted_at >= LATE_SECONDS:
+            self.late_mark, self.next_mark, self.noted_at = self.next_mark, self.mark, now
+        start = self.late_mark
         if now - self.swept_at >= self.sweep_pause:
-            self.mark = 0
+            start = self.mark = 0
             self.marks.clear()
             self.swept_at = now
         batch = self.batch
         if batch > SMALLEST:
             batch = min(batch, max(int(free / self.per_event), SMALLEST))
         if not self.fair:
-            return FanOutAsk(fair=False, mark=self.mark, batch=batch)
+            return FanOutAsk(fair=False, mark=start, batch=batch)
         places = self.in_turn(batch)
         shares = dict.fromkeys(places, 1)
         more = [place for place in places if place not in self.fresh]

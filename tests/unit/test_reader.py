@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 
 from outbox_worker.model import FannedOut
-from outbox_worker.reader import BATCH, BEGINNING, FAIR_BATCH, LOOKS, SMALLEST, Reader
+from outbox_worker.reader import BATCH, BEGINNING, FAIR_BATCH, LATE_SECONDS, LOOKS, SMALLEST, Reader
 
 MANY = 10**6
 ROOM = [0, SMALLEST, 10**6]
@@ -172,3 +172,13 @@ def test_after_a_batch_that_failed_no_round_is_larger_than_the_next_try():
     reader.batch = 4
     ask, taken = one_round(reader, queue, seqs)
     assert len(taken) <= ask.batch <= 8
+
+
+def test_what_commits_late_is_found_by_the_next_looks_not_by_a_sweep_alone():
+    """Numbers up to 10 were taken: for a while looks begin before them, then behind them."""
+    reader = Reader()
+    reader.sweep_pause = 60.0
+    asked = reader.ask(100.0, 10**6)  # from the start, as the first one is
+    reader.learn(asked, FannedOut([(seq, 5, 1) for seq in range(1, 11)], [], [], {}, None), 0.01)
+    reader.sweep_pause = 60.0
+    assert [reader.ask(100.0 + LATE_SECONDS * n, 10**6).mark for n in (0.5, 0.9, 1.1, 2.2)] == [0, 0, 0, 10]

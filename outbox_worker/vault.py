@@ -166,7 +166,7 @@ def keyring_from(text: str, source: str) -> Keyring:
         block = BEGIN + part.split(END)[0] + END + "\n"
         try:
             key = pysequoia.Tsk.from_bytes(block.encode())
-        except Exception as error:  # noqa: BLE001  (see Keyring.open)
+        except Exception as error:  # noqa: BLE001  (pysequoia raises bare Exception, and its text may quote the key)
             raise ConfigError(
                 f"loading the vault keys: {source} holds a key that cannot be read ({type(error).__name__})."
             ) from None

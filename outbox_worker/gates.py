@@ -136,9 +136,14 @@ class Host(Gate):
             self.tripped_at = min(self.tripped_at, now)
 
     def answered(self, began: float, now: float) -> None:
-        """Any answer, whatever its status: the host is there. One to a probe is a recovery, which ramps up from one."""
+        """Any answer, whatever its status: the host is there. One to a probe is a recovery, which ramps up from one.
+
+        One that was under way when the circuit opened says no more than that: what is in flight may go on, and grows.
+        """
         if began >= self.tripped_at:
             self.limit = 1.0
+        elif self.tripped:
+            self.limit = min(self.limit, float(max(self.in_flight, 1)))
         self.tripped_at, self.answered_at = NEVER, now
         self.failing.clear()
         self.failures = 0

@@ -127,14 +127,16 @@ def test_endpoints_that_hang_while_their_host_answers_others_do_not_close_it():
 
 
 def test_an_answer_that_was_under_way_when_the_hosts_circuit_opened_is_no_recovery():
-    """The quick failures of some came before the first answer of another: the host was there all the time."""
+    """The quick failures of some came before the first answer of another: what is in flight goes on, and grows."""
     ours, (quick, *broken) = on_shared_host(11)
     for lane in broken:
         ours.unreachable(lane, 5, 0.005)
     assert not ours.admits(quick, "shared", 0.006)
     ours.answered(quick, 20, 0.02)
-    assert ours.gates.host("shared").limit == ours.gates.host_limit
+    assert ours.gates.host("shared").room(0.02) == 1
     assert ours.admits(quick, "shared", 0.02)
+    ours.answered(quick, 20, 0.03)
+    assert ours.gates.host("shared").room(0.03) == 2
 
 
 def test_no_event_starts_at_a_circuit_that_opened_while_it_was_claimed():

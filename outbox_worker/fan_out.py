@@ -32,7 +32,8 @@ UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
 TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
 HANDED_OVER_MOST = 256
-"""Deliveries of one fan-out that start at once: more of them leave the processor's caches before they are recorded."""
+"""Deliveries of one fan-out that start at once, and so what its look takes: more of them leave the processor's caches
+before they are recorded."""
 LITTLE_ROOM = 0.1
 """Share of free slots below which the fan-out waits for more, at most for these seconds."""
 ROOM_SECONDS = 0.05
@@ -167,9 +168,9 @@ async def fan_out_known(
     if result.waiting:
         flights.room_changed.set()
     telemetry.event_fanned_out(
-        len(result.taken), len(result.handed_over) + len(result.waiting), len(result.handed_over)
+        result.events, len(result.handed_over) + len(result.waiting), len(result.handed_over)
     )
-    return len(result.taken)
+    return result.events
 
 
 async def look_for_places(store: Store, reader: Reader, starts: list[Place]) -> None:

@@ -133,9 +133,15 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class FannedOut:
-    taken: list[tuple[int, int, int]]  # seq, bucket, priority of each event
+    # Seq, bucket, priority and 1 of each event that made deliveries; of those that made none the last seq and their number,
+    # in a fair round of each bucket and priority.
+    taken: list[tuple[int, int, int, int]]
     handed_over: list[Leased]
     waiting: list[tuple[UUID, int, datetime]]  # endpoint, shard, due: inserted as pending
     # Of each endpoint met: shard, most in flight, most a second, when its state last changed.
     endpoints: dict[UUID, tuple[int, int, float | None, datetime]]
     found_at: datetime
+
+    @property
+    def events(self) -> int:
+        return sum(events for _, _, _, events in self.taken)

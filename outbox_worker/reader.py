@@ -2,7 +2,8 @@
 
 Reads: what the looks brought. Writes: nothing; every time is an argument (monotonic seconds).
 Guarantee: while more waits than one look takes, the workspaces that wait take turns, one event each; one that did not
-wait before comes first, urgent ones come in every round; what lies dead below a mark is not walked again.
+wait before comes first, urgent ones come in every round; what lies dead below a mark is not walked again, but for what
+was taken in the last tenths of a second.
 If it dies: nothing is lost; a new worker reads from the start.
 """
 
@@ -36,7 +37,8 @@ BEGINNING: Place = (-1, 0)
 SWEEP_PAUSE_MOST = 5.0
 """Longest wait, in seconds, between two looks from the start of the queue, also after an outage of the database."""
 LATE_SECONDS = 0.1
-"""A look begins where the mark was so long ago, at least: sequences commit out of order, and most transactions end by then."""
+"""A plain look begins where the mark was so long ago, at least: sequences commit out of order, and most transactions end
+by then."""
 LOOK_SHARE = 4
 """A look for places that took long, past dead entries that somebody's old snapshot keeps, is not repeated before so
 many times its own length."""
@@ -89,12 +91,12 @@ class Reader:
         self.look_at = now + LOOK_SHARE * seconds
 
     def ask(self, now: float, free: int) -> FanOutAsk:
-        """What to take next, also of what committed late. From time to time from the start: some commit very late."""
+        """What to take next; in a plain look, of what committed late too, and now and then of what committed very late."""
         if now - self.noted_at >= LATE_SECONDS:
             self.late_mark, self.next_mark, self.noted_at = self.next_mark, self.mark, now
         start = self.late_mark
         if now - self.swept_at >= self.sweep_pause:
-            start = self.mark = 0
+            start = 0
             self.marks.clear()
             self.swept_at = now
         batch = self.batch
@@ -127,14 +129,20 @@ class Reader:
         self.batch = min(self.batch + 10, BATCH)
         if result.taken:
             made = len(result.handed_over) + len(result.waiting)
-            self.per_event += (max(made / len(result.taken), 1.0) - self.per_event) / 8
+            self.per_event += (max(made / result.events, 1.0) - self.per_event) / 8
         if ask.fair:
             self.learn_fair(ask, result)
             return
-        self.mark = max([self.mark, *(seq for seq, _, _ in result.taken)])
+        read = max((seq for seq, _, _, _ in result.taken), default=0)
+        full = result.events >= ask.batch
+        if (
+            full and read < self.mark
+        ):  # from the start, and there is more of what committed very late: on from there
+            self.mark = self.next_mark = self.late_mark = read
+        self.mark = max(self.mark, read)
         if ask.mark == 0:
             self.sweep_pause = min(max(0.25, 20 * seconds), SWEEP_PAUSE_MOST)
-        if len(result.taken) >= ask.batch:
+        if full:
             self.fair = True
             self.look_at = 0.0
             for turns in (self.urgent, self.fresh, self.full):  # of an earlier time
@@ -142,9 +150,9 @@ class Reader:
 
     def learn_fair(self, ask: FanOutAsk, result: FannedOut) -> None:
         counts: dict[Place, int] = {}
-        for seq, bucket, priority in result.taken:
+        for seq, bucket, priority, events in result.taken:
             place = (priority, bucket)
-            counts[place] = counts.get(place, 0) + 1
+            counts[place] = counts.get(place, 0) + events
             self.marks[place] = max(self.marks.get(place, 0), seq)
         quotas = {(priority, bucket): quota for priority, bucket, _, quota in ask.shares}
         for turns in (self.urgent, self.full, self.fresh):

@@ -7,6 +7,7 @@ If it is wrong: a batch is refused by the database, and settle finds the one at 
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as json_text
 from typing import TYPE_CHECKING, Any
@@ -18,22 +19,48 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
 
+    from psycopg import AsyncCursor
+
     from outbox_worker.lane import Lane
+    from outbox_worker.model import FanOutAsk, Room
 
 Row = tuple[Any, ...]
 NULL = "NULL"
 
 
+def has_rows(cursor: AsyncCursor[Row]) -> bool:
+    """Whether the statement returned a table. `cursor.description` would make an object of each of its columns."""
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
+
+
+def fan_out_parameters(ask: FanOutAsk, room: Room) -> dict[str, str]:
+    """All as text: psycopg gives a number the least type that holds it, and each other type is another statement to plan."""
+    return {
+        "fair": str(ask.fair),
+        "mark": str(ask.mark),
+        "batch": str(ask.batch),
+        "priorities": array([str(priority) for priority, _, _, _ in ask.shares]),
+        "buckets": array([str(bucket) for _, bucket, _, _ in ask.shares]),
+        "marks": array([str(mark) for _, _, mark, _ in ask.shares]),
+        "quotas": array([str(quota) for _, _, _, quota in ask.shares]),
+        "shards": array([str(shard) for shard in room.shards]),
+        "rooms": json.dumps({str(endpoint_id): known for endpoint_id, known in room.endpoints.items()}),
+        "default_room": str(room.default),
+        "room": str(room.total),
+    }
+
+
 def rows_to_fanned_out(rows: Sequence[Row], token: UUID) -> FannedOut:
-    result = FannedOut([], [], [], {}, rows[0][14] if rows else datetime.now(UTC))
-    bodies = {row[0]: row[11] for row in rows if row[11] is not None}  # told once an event
+    result = FannedOut([], [], [], {}, rows[0][15] if rows else datetime.now(UTC))
+    bodies = {row[0]: row[12] for row in rows if row[12] is not None}  # told once an event
     seen = set()
     for row in rows:
-        (seq, bucket, queued_priority, endpoint_id, shard, handed_over, due, event_id, workspace_id) = row[:9]
-        (event_type, version, _body, traceparent, created_at, claimed_at, cap, per_second, changed) = row[9:]
+        (seq, bucket, queued_priority, events, endpoint_id, shard, handed_over, due, event_id) = row[:9]
+        (workspace_id, event_type, version, _body, traceparent, created_at) = row[9:15]
+        (claimed_at, cap, per_second, changed) = row[15:]
         if seq not in seen:
             seen.add(seq)
-            result.taken.append((seq, bucket, queued_priority))
+            result.taken.append((seq, bucket, queued_priority, events))
         if endpoint_id is None:
             continue
         result.endpoints[endpoint_id] = (shard, cap, per_second, changed)

@@ -6,9 +6,11 @@ Guarantee: names are relative to `sql/` and sorted, so that the order of the fil
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -20,8 +22,31 @@ def sql_root() -> Traversable:
 
 
 def read(name: str) -> bytes:
-    """Give a file's bytes, which psycopg takes as a statement: `read("queries/claim.sql")`."""
+    """Give a file's bytes: `read("queries/claim.sql")`."""
     return sql_root().joinpath(*name.split("/")).read_bytes()
+
+
+class Statement(NamedTuple):
+    """A statement as the server takes it: `$1`, `$2`, and whose values these are."""
+
+    text: bytes
+    names: tuple[str, ...]
+
+
+@cache
+def statement(name: str) -> Statement:
+    """Give a file of `sql/queries`, made once: psycopg would look for the names in its text at every call."""
+    return numbered(read(f"queries/{name}.sql"))
+
+
+def numbered(text: bytes) -> Statement:
+    """Write `%(name)s` as `$1`, the same number for the same name."""
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[bytes]) -> bytes:
+        return b"$%d" % numbers.setdefault(found[1].decode(), len(numbers) + 1)
+
+    return Statement(re.sub(rb"%\((\w+)\)s", number, text), tuple(numbers))
 
 
 def migrations() -> list[str]:

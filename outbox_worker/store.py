@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg.types.json import Jsonb
 
 from outbox_worker import sqlfiles
 from outbox_worker.database import borrow
 from outbox_worker.errors import RestoredCopy
 from outbox_worker.lane import WEIGHTS
-from outbox_worker.rows import Row, claim_parameters, leased, rows_to_fanned_out, settle_parameters
+from outbox_worker.rows import (
+    Row,
+    array,
+    claim_parameters,
+    fan_out_parameters,
+    has_rows,
+    leased,
+    rows_to_fanned_out,
+    settle_parameters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 
     from outbox_worker.lane import Lane
     from outbox_worker.model import Delivery, FannedOut, FanOutAsk, Leased, Room, Settlement
+    from outbox_worker.sqlfiles import Statement
 
 LOOK = 300
 """Rows looked at per endpoint and priority when asking what is due."""
@@ -43,14 +52,16 @@ class Store:
         self.lease_seconds = lease_seconds
         self.deadline = deadline
         self.worker_no = 0
-        self.texts: dict[str, bytes] = {}
+        self.statements: dict[str, Statement] = {}
 
     async def rows(self, name: str, /, **parameters: object) -> list[Row]:
         """Run one file of sql/queries and return its rows."""
-        text = self.texts.get(name) or self.texts.setdefault(name, sqlfiles.read(f"queries/{name}.sql"))
+        text, names = self.statements.get(name) or sqlfiles.statement(name)
         async with borrow(self.pool, self.deadline) as connection:
-            cursor = await connection.execute(text, parameters, binary=True)
-            return await cursor.fetchall() if cursor.description else []
+            cursor = psycopg.AsyncRawCursor(connection)
+            cursor.format = psycopg.pq.Format.BINARY
+            await cursor.execute(text, [parameters[one] for one in names])
+            return await cursor.fetchall() if has_rows(cursor) else []
 
     async def call(self, function: str, *arguments: object) -> Any:
         """Call one of the schema's functions (a literal name of ours) and return its value."""
@@ -63,21 +74,10 @@ class Store:
     # ------------------------------------------------------------------ fan-out
 
     async def fan_out(self, ask: FanOutAsk, room: Room, *, careful: bool = False) -> FannedOut:
-        priorities, buckets, marks, quotas = ([share[i] for share in ask.shares] for i in range(4))
         token = uuid4()
         rows = await self.rows(
             "fan_out",
-            fair=ask.fair,
-            mark=ask.mark,
-            batch=ask.batch,
-            priorities=priorities,
-            buckets=buckets,
-            marks=marks,
-            quotas=quotas,
-            shards=list(room.shards),
-            rooms=Jsonb({str(endpoint_id): known for endpoint_id, known in room.endpoints.items()}),
-            default_room=room.default,
-            room=room.total,
+            **fan_out_parameters(ask, room),
             careful=careful,
             lease_token=token,
             worker_no=self.worker_no,
@@ -87,10 +87,12 @@ class Store:
 
     async def find_places(self, starts: Sequence[tuple[int, int]], looks: int) -> list[list[tuple[int, int]]]:
         """Priority and bucket of what waits behind each start, in order, at most so many."""
-        priorities, buckets = ([start[i] for start in starts] for i in range(2))
         found: list[list[tuple[int, int]]] = [[] for _ in starts]
         for start, priority, bucket in await self.rows(
-            "find_places", priorities=priorities, buckets=buckets, looks=looks
+            "find_places",
+            priorities=array([str(priority) for priority, _ in starts]),
+            buckets=array([str(bucket) for _, bucket in starts]),
+            looks=looks,
         ):
             found[start - 1].append((priority, bucket))
         return found

@@ -5,6 +5,7 @@
 -- index:   open_deliveries_ordered_idx (endpoint_id, ordering_key, ordering_seq); fan_out_queue_ordering_idx
 -- hazard:  an event of the key that waits in fan_out_queue with a lower seq was published before: the key waits for it.
 --          A head that has failed and is older than settings.ordered_skip_after no longer holds its key back.
+--          A delivery's key is compared as a row: see settle.sql.
 with walked as materialized (
     select a.endpoint_id, a.version, w.place, w.ordering_key, w.event_id, w.workspace_id
     from (

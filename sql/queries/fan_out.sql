@@ -4,6 +4,7 @@
 -- index:   fan_out_queue_pkey (seq); fan_out_queue_fair_idx (priority, bucket, seq); endpoints_workspace_idx (workspace_id)
 -- hazard:  the taken rows are locked before anything is inserted, so two workers never fan out one event. A delivery that
 --          a replay made already is a unique violation: once more, with careful.
+--          A delivery's key is compared as a row: see settle.sql.
 with plain as (
     select q.ctid as place, q.seq, q.bucket, q.priority, q.event_id, q.workspace_id, q.ordering_key
     from outbox.fan_out_queue q
@@ -33,6 +34,8 @@ with plain as (
     select t.seq, t.priority, t.ordering_key, e.event_id, e.workspace_id, e.event_type, e.payload, e.deliver_at,
            e.traceparent, e.created_at, y.patterns
     from taken t
+    cross join lateral (  -- most events are of workspaces that have no endpoint: those are not even read
+        select from outbox.endpoints p where p.workspace_id = t.workspace_id and p.state <> 'deleted' limit 1) heard
     cross join lateral (
         select e.event_id, e.workspace_id, e.event_type, e.payload, e.deliver_at, e.traceparent, e.created_at
         from outbox.events e
@@ -96,10 +99,17 @@ with plain as (
 ), done as (  -- where they lie, since nobody updates them: a join by seq could walk all that waits in between
     delete from outbox.fan_out_queue q where q.ctid = any (array(select t.place from taken t))
 )
-select t.seq, t.bucket, t.priority, d.endpoint_id, d.shard, d.handed_over, d.next_attempt_at, k.event_id, k.workspace_id,
+-- Each delivery; and what makes none, counted: in a fair round by place.
+select t.seq, t.bucket, t.priority, 1 as events, d.endpoint_id, d.shard, d.handed_over, d.next_attempt_at, k.event_id, k.workspace_id,
        k.event_type, d.version,
        case when d.handed_over and d.first_of_event then outbox.event_body(k.event_id, k.event_type, k.created_at, k.workspace_id, k.payload) end as body,
        k.traceparent, k.created_at, clock_timestamp() as claimed_at, d.cap, d.max_per_second::float8 as max_per_second, d.state_changed_at
+from placed d
+join taken t on t.seq = d.seq
+join known k on k.seq = d.seq
+union all
+select max(t.seq), n.bucket, n.priority, count(*)::int, null, null, null, null, null, null, null, null, null, null, null, clock_timestamp(), null, null, null
 from taken t
-left join placed d on d.seq = t.seq
-left join known k on k.seq = t.seq
+cross join lateral (select case when %(fair)s::bool then t.bucket end as bucket, case when %(fair)s::bool then t.priority end as priority) n
+where not exists (select from placed d where d.seq = t.seq)
+group by n.bucket, n.priority

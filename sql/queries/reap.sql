@@ -2,6 +2,7 @@
 -- params:  endpoint_ids uuid[], look int (rows looked at per endpoint and priority, twice: with and without key)
 -- index:   open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at)
 -- hazard:  the token stays: until the next claim its holder may still settle. Not an attempt: the budget is untouched.
+--          A delivery's key is compared as a row: see settle.sql.
 with history as materialized (  -- once, not once a row
     select outbox.history_floor() as floor
 ), expired as materialized (

@@ -3,6 +3,7 @@
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
 -- hazard:  never for a request that has started: the receiver may have acted on it. Rows that another session holds are
 --          skipped and said to be locked, never waited for: the loop that settles runs this too.
+--          A delivery's key is compared as a row: see settle.sql.
 with input as materialized (
     select i.event_id, i.endpoint_id, i.workspace_id, i.lease_token
     from unnest(%(event_ids)s::uuid[], %(endpoint_ids)s::uuid[], %(workspace_ids)s::text[], %(lease_tokens)s::uuid[])

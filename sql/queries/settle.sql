@@ -3,8 +3,8 @@
 --          attempt_nos int[], versions int[], event_types text[], verdicts text[], retry_seconds float[], started_ats timestamptz[],
 --          durations int[], statuses smallint[], errors text[], response_headers text[] (jsonb), response_bodies bytea[]; worker_no int
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
--- hazard:  a delivery's key is compared as a row, in all of these statements: of the indexes only that of the key serves it.
---          Compared column by column, a plan made while the table was empty looked for each delivery among all that waits at its
+-- hazard:  a delivery's key is compared as a row, here and in release, reap, claim_ordered and fan_out: of the indexes only
+--          that of the key serves it. Compared column by column, a plan made while the table was empty looked for each delivery among all that waits at its
 --          endpoint. `is true` keeps an endpoint from being looked for among all of its workspace.
 --          A settlement whose token is no longer current changes no state: it becomes a late result. Rows that another
 --          session holds are skipped and said to be locked, never waited for: one operator must not stop a worker.

@@ -15,9 +15,10 @@ import sys
 from contextlib import asynccontextmanager
 
 import httpx
+import psycopg
 import uvloop
 
-from outbox_worker import database, fan_out, settings, settle, telemetry, worker
+from outbox_worker import database, fan_out, settings, settle, sqlfiles, telemetry, worker
 from outbox_worker.cli.run import collect_seldom
 from outbox_worker.lane import BEGINNING
 from outbox_worker.limits import Lanes
@@ -70,19 +71,15 @@ def nothing_prepared() -> None:
 
 def text_results() -> None:
     collect_seldom()
-    rows = Store.rows
 
     async def as_text(self, name, /, **parameters):
         async with database.borrow(self.pool, self.deadline) as connection:
-            cursor = await connection.execute(self.texts[name], parameters)
+            text, names = sqlfiles.statement(name)
+            cursor = psycopg.AsyncRawCursor(connection)
+            await cursor.execute(text, [parameters[one] for one in names])
             return await cursor.fetchall() if cursor.description else []
 
-    async def first_then_text(self, name, /, **parameters):
-        if name not in self.texts:
-            return await rows(self, name, **parameters)
-        return await as_text(self, name, **parameters)
-
-    Store.rows = first_then_text  # type: ignore[method-assign]
+    Store.rows = as_text  # type: ignore[method-assign]
 
 
 def settle_not_flushed() -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from outbox_worker.database import open_pool
+from outbox_worker.sqlfiles import numbered
 from outbox_worker.store import Store
 
 SEEN = b"""select current_setting('synchronous_commit'), current_setting('statement_timeout'),
@@ -26,7 +27,7 @@ async def store(db, dsn_of, request):
         dsn_of("worker_login"), poll_only=request.param, deadline=4.0, name="it", size=2
     ) as pool:
         store = Store(pool, lease_seconds=60, deadline=4.0)
-        store.texts["seen"] = SEEN
+        store.statements["seen"] = numbered(SEEN)
         yield store
 
 
@@ -39,7 +40,7 @@ async def test_every_statement_runs_under_the_settings_it_was_made_for(store):
 
 async def test_an_error_leaves_a_connection_that_works_and_nothing_of_the_transaction(store):
     """Rolled back, handed back, and the next statement is as good."""
-    store.texts["broken"] = b"select 1 / 0"
+    store.statements["broken"] = numbered(b"select 1 / 0")
     for _ in range(3):
         with pytest.raises(psycopg.errors.DivisionByZero):
             await store.rows("broken")
@@ -48,7 +49,7 @@ async def test_an_error_leaves_a_connection_that_works_and_nothing_of_the_transa
 
 async def test_a_statement_past_its_time_is_ended_by_the_server(db, store):
     """Not by the client's deadline alone, behind which the server would go on."""
-    store.texts["slow"] = b"select pg_sleep(30)"
+    store.statements["slow"] = numbered(b"select pg_sleep(30)")
     with pytest.raises(psycopg.errors.QueryCanceled):
         await store.rows("slow")
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from outbox_worker import sqlfiles
 from outbox_worker.database import SESSION
 from outbox_worker.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-    import psycopg
 
     from outbox_worker.rows import Row
 
@@ -33,8 +33,10 @@ class SessionStore(Store):
         self.worker_no = 1
 
     async def rows(self, name: str, /, **parameters: object) -> list[Row]:
-        text = self.texts.get(name) or self.texts.setdefault(name, sqlfiles.read(f"queries/{name}.sql"))
-        cursor = self.connection.execute(text, parameters, binary=True)
+        text, names = sqlfiles.statement(name)
+        cursor = psycopg.RawCursor(self.connection)
+        cursor.format = psycopg.pq.Format.BINARY
+        cursor.execute(text, [parameters[one] for one in names])
         return cursor.fetchall() if cursor.description else []
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from outbox_worker.fan_out import fan_out_loop, fan_out_once
+from outbox_worker.fan_out import HANDED_OVER_MOST, fan_out_loop, fan_out_once
 from outbox_worker.model import FannedOut
 from outbox_worker.reader import Reader
 from outbox_worker.wakeup import WakeUps
@@ -22,7 +22,7 @@ from tests.support.lanes import lanes
 POLL = 60.0
 
 
-def took(*events: tuple[int, int, int]) -> FannedOut:
+def took(*events: tuple[int, int, int, int]) -> FannedOut:
     return FannedOut(list(events), [], [], {}, datetime.now(UTC))
 
 
@@ -48,7 +48,7 @@ async def test_the_room_of_a_fan_out_is_the_claims_again_while_the_look_beside_i
     async def fan_out(_ask, _room):
         assert flights.handing_over
         await looking.wait()
-        return took((1, 5, 1))
+        return took((1, 5, 1, 1))
 
     store = SimpleNamespace(find_places=find_places, fan_out=fan_out)
     round_ = asyncio.create_task(fan_out_once(store, flights, flights.lanes, set(), reader))
@@ -71,7 +71,7 @@ async def test_an_empty_fair_round_is_followed_by_a_look_at_all_that_waits(fligh
     async def fan_out(ask, _room):
         asks.append(ask.fair)
         if len(asks) == 1:
-            return took(*[(seq, 5, 1) for seq in range(ask.batch)])
+            return took(*[(seq, 5, 1, 1) for seq in range(ask.batch)])
         if len(asks) > 2:
             stopping.set()
         return took()
@@ -93,3 +93,16 @@ class StopsAfter(WakeUps):
     async def wait(self, seconds):
         self.stopping.set()
         return await super().wait(0 * seconds)
+
+
+async def test_no_more_is_handed_over_at_once_than_stays_in_the_processors_caches(flights):
+    """However many slots are free."""
+    asked = []
+
+    async def fan_out(_ask, room):
+        asked.append(room.total)
+        return took()
+
+    store = SimpleNamespace(fan_out=fan_out)
+    await fan_out_once(store, flights, flights.lanes, set(), Reader())
+    assert asked == [HANDED_OVER_MOST]

@@ -40,7 +40,7 @@ def one_round(reader, queue, seqs, free=10**6):
     for priority, bucket, _, quota in ask.shares:
         got = min(quota, queue.get((priority, bucket), 0))
         queue[priority, bucket] = queue.get((priority, bucket), 0) - got
-        taken += [(next(seqs), bucket, priority) for _ in range(got)]
+        taken += [(next(seqs), bucket, priority, 1) for _ in range(got)]
     reader.learn(ask, FannedOut(taken, [], [], {}, None), 0.01)
     return ask, taken
 
@@ -80,7 +80,7 @@ def test_urgent_events_that_never_end_leave_half_of_each_round(free):
         one_round(reader, queue, seqs, free)
     for _ in range(20):
         ask, taken = one_round(reader, queue, seqs, free)
-        urgent = sum(priority == 0 for _, _, priority in taken)
+        urgent = sum(priority == 0 for _, _, priority, _ in taken)
         assert urgent == ask.batch // 2
 
 
@@ -137,7 +137,7 @@ def test_a_full_plain_look_begins_the_fair_rounds_and_an_empty_queue_ends_them()
     """When all that waited was taken, the next look is at the whole queue: a lone event waits for no cycle."""
     reader, seqs = Reader(), count(1)
     ask = reader.ask(0.1, 10**6)
-    reader.learn(ask, FannedOut([(next(seqs), 5, 1) for _ in range(BATCH)], [], [], {}, None), 0.01)
+    reader.learn(ask, FannedOut([(next(seqs), 5, 1, 1) for _ in range(BATCH)], [], [], {}, None), 0.01)
     assert reader.fair
     queue = {(1, 5): 2 * FAIR_BATCH, (1, 6): 1}
     for _ in range(6):
@@ -152,7 +152,7 @@ def test_who_waited_an_earlier_time_is_not_asked_again():
     one_round(reader, {(priority, bucket): MANY for priority in range(3) for bucket in range(20)}, seqs)
     reader.from_the_start()
     ask = reader.ask(1.0, 10**6)
-    reader.learn(ask, FannedOut([(next(seqs), 50, 1) for _ in range(BATCH)], [], [], {}, None), 0.01)
+    reader.learn(ask, FannedOut([(next(seqs), 50, 1, 1) for _ in range(BATCH)], [], [], {}, None), 0.01)
     ask, _ = one_round(reader, {(1, 50): MANY}, seqs)
     assert [share[:2] for share in ask.shares] == [(1, 50)]
 
@@ -174,11 +174,51 @@ def test_after_a_batch_that_failed_no_round_is_larger_than_the_next_try():
     assert len(taken) <= ask.batch <= 8
 
 
+def looked(reader, now, *taken):
+    """One plain look: give where it began."""
+    asked = reader.ask(now, 10**6)
+    reader.learn(asked, FannedOut([(seq, 0, 0, 1) for seq in taken], [], [], {}, None), 0.01)
+    reader.sweep_pause = 60.0
+    return asked.mark
+
+
 def test_what_commits_late_is_found_by_the_next_looks_not_by_a_sweep_alone():
-    """Numbers up to 10 were taken: for a while looks begin before them, then behind them."""
+    """A look begins where the mark was one or two tenths of a second ago: behind that, nothing is walked again."""
     reader = Reader()
-    reader.sweep_pause = 60.0
-    asked = reader.ask(100.0, 10**6)  # from the start, as the first one is
-    reader.learn(asked, FannedOut([(seq, 5, 1) for seq in range(1, 11)], [], [], {}, None), 0.01)
-    reader.sweep_pause = 60.0
-    assert [reader.ask(100.0 + LATE_SECONDS * n, 10**6).mark for n in (0.5, 0.9, 1.1, 2.2)] == [0, 0, 0, 10]
+    looked(reader, 100.0, *range(1, 11))  # from the start, as the first one is
+    assert looked(reader, 100.0 + 1.1 * LATE_SECONDS, *range(11, 21)) == 0
+    begun = [looked(reader, 100.0 + LATE_SECONDS * n) for n in (2.0, 2.3, 3.2, 3.5, 4.4)]
+    assert begun == [0, 10, 10, 20, 20]
+
+
+def test_a_sweep_that_finds_nothing_leaves_the_marks_where_they_were():
+    """What lies dead below them is walked by sweeps alone, however long nothing is published."""
+    reader = Reader()
+    looked(reader, 100.0, *range(1, 11))
+    for n in range(4):
+        looked(reader, 100.0 + LATE_SECONDS * n)
+    reader.sweep_pause = 0.0
+    assert [looked(reader, 101.0), looked(reader, 101.01)] == [0, 10]
+
+
+def test_a_full_look_from_the_start_is_followed_by_one_from_where_it_ended():
+    """A large transaction that committed below the mark is read to its end, not to the next sweep."""
+    reader = Reader()
+    looked(reader, 100.0, 5_000)
+    reader.sweep_pause = 0.0
+    looked(reader, 101.0, *range(1, BATCH + 1))
+    assert reader.mark == BATCH
+    reader.fair = False
+    assert looked(reader, 101.01) == BATCH
+
+
+def test_events_that_make_no_delivery_count_like_others():
+    """They come as one row with their number: a look that they filled is a full one."""
+    reader = Reader()
+    asked = reader.ask(100.0, 10**6)
+    reader.learn(asked, FannedOut([(7, 0, 0, 1), (BATCH, 0, 0, asked.batch - 1)], [], [], {}, None), 0.01)
+    assert (reader.mark, reader.fair) == (BATCH, True)
+    reader.looked([[(1, 3)], []], 100.1, 0.01)
+    asked = reader.ask(100.2, 10**6)
+    reader.learn(asked, FannedOut([(9, 3, 1, 4)], [], [], {}, None), 0.01)
+    assert reader.marks == {(1, 3): 9}

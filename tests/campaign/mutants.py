@@ -45,9 +45,9 @@ MUTANTS = (
     ),
     Mutant(
         "a claim that is not committed", "outbox_worker/store.py",
-        "borrow(self.pool, self.deadline) as connection:\n            cursor = await connection.execute(text, parameters, binary=True)",
+        "borrow(self.pool, self.deadline) as connection:\n            cursor = psycopg.AsyncRawCursor(connection)",
         "borrow(self.pool, self.deadline) as connection, connection.transaction(force_rollback=name == 'claim'):\n"
-        "            cursor = await connection.execute(text, parameters, binary=True)",
+        "            cursor = psycopg.AsyncRawCursor(connection)",
         ("calm",), ("duplicates_are_explained", "nothing_lost"),
     ),
     Mutant(

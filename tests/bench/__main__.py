@@ -17,6 +17,7 @@ from tests.bench.figures import Plan, Report, as_json, say, table
 
 NAMES = (
     "publish",
+    "trigger",
     "throughput",
     "latency",
     "backlog",

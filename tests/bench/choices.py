@@ -91,7 +91,7 @@ def notified(plan: Plan) -> list[Figure]:
     """NOTIFY at every commit, against only when a worker sleeps."""
     ratios: dict[bool, list[float]] = {False: [], True: []}
     with open_place(plan) as place:
-        place.db.execute(publish.TABLES)
+        place.db.execute(publish.TABLES + publish.TABLE.format(name="events"))
         scripts = publish.scripts_of(place, "none_", 500)
         defined = place.one("select pg_get_functiondef('outbox.accept_event()'::regprocedure)")
         if ALWAYS[0] not in defined:

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 from tests.bench import load
 from tests.bench.figures import Figure, Plan, Report, median, say, spread
 from tests.bench.place import open_place
+from tests.bench.receiver import running
 from tests.bench.throughput import drain
 
 if TYPE_CHECKING:
@@ -40,35 +42,52 @@ TIMEOUT = 600
 def run(plan: Plan) -> Report:
     deliveries = int(plan.seconds(default=200, short=40) * 150)
     commands = installed()
-    ours: list[float] = []
-    theirs: dict[str, dict[int, list[float]]] = {name: {c: [] for c in IN_FLIGHT} for name in commands}
+    ours: list[dict[str, float]] = []
+    theirs: dict[str, dict[int, list[dict[str, float]]]] = {
+        name: {c: [] for c in IN_FLIGHT} for name in commands
+    }
     with open_place(plan) as place:
         load.make_endpoints(place, place.receiver.url)
         for _ in range(ROUNDS):
             with place.worker() as worker:
                 load.warm_up(place)
-                ours.append(drain(place, worker, deliveries // load.MATCHING)["per_second"])
+                ours.append(drain(place, worker, deliveries // load.MATCHING))
             for name, command in commands.items():
                 for in_flight in IN_FLIGHT:
-                    rate = one_drain(place, command, int(deliveries * SIZES[name]), in_flight)
-                    theirs[name][in_flight].append(rate)
-                    say(f"{name}, {in_flight} in flight: {rate:.0f}/s")
-    our_rate = median(ours)
+                    found = one_drain(place, command, int(deliveries * SIZES[name]), in_flight)
+                    theirs[name][in_flight].append(found)
+                    say(f"{name}, {in_flight} in flight: {found['per_second']:.0f}/s")
+    rates = rates_of(ours)
+    our_rate = median(rates)
     size = f"{deliveries:,} deliveries"
-    figures = [Figure("outbox-worker", our_rate, "deliveries/s", "", f"{spread(ours)}; {size}; all of it")]
+    figures = [Figure("outbox-worker", our_rate, "deliveries/s", "", f"{spread(rates)}; {size}; all of it")]
+    figures.append(cpu_of("outbox-worker", ours))
     for name, by_number in theirs.items():
-        best = max(by_number, key=lambda number: median(by_number[number]))
-        rates = by_number[best]
+        best = max(by_number, key=lambda number: median(rates_of(by_number[number])))
+        rates = rates_of(by_number[best])
         note = f"{spread(rates)}; {best} in flight; {LEAVES_OUT[name]}"
         figures.append(Figure(name, median(rates), "jobs/s", "", note))
+        figures.append(cpu_of(name, by_number[best]))
         reach = "≥ 1.25" if name == "graphile-worker" else ""
         figures.append(Figure(f"outbox-worker against {name}", our_rate / median(rates), "", reach))
     detail = {"ours": ours, **{name: {str(c): r for c, r in found.items()} for name, found in theirs.items()}}
     return Report("peers", plan.seed, figures, detail)
 
 
-def one_drain(place: Place, command: list[str], jobs: int, in_flight: int) -> float:
-    """Give the jobs per second of one peer on a fresh database of its own."""
+def rates_of(rounds: list[dict[str, float]]) -> list[float]:
+    return [one["per_second"] for one in rounds]
+
+
+def cpu_of(name: str, rounds: list[dict[str, float]]) -> Figure:
+    of_worker, of_server = (
+        median([one[key] for one in rounds]) for key in ("worker_cpu_per_1000", "server_cpu_per_1000")
+    )
+    note = f"{of_worker:.4f} of its process, {of_server:.4f} of PostgreSQL"
+    return Figure(f"{name}, CPU without the receiver", of_worker + of_server, "s per 1,000", "", note)
+
+
+def one_drain(place: Place, command: list[str], jobs: int, in_flight: int) -> dict[str, float]:
+    """Give the jobs per second of one peer on a fresh database of its own, and what CPU they took."""
     place.db.execute("drop database if exists peer with (force)")
     place.db.execute("create database peer")
     place.db.execute("checkpoint")
@@ -81,18 +100,25 @@ def one_drain(place: Place, command: list[str], jobs: int, in_flight: int) -> fl
         "NO_LOG_SUCCESS": "1",
     }
     before = place.receiver.count()
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
+    with running(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        began = process.stdout.readline()  # its jobs are in the database
+        server_cpu = place.server_cpu_seconds()
+        said, complaint = process.communicate("go\n", timeout=TIMEOUT)
+    lines = said.strip().splitlines()
+    if process.returncode or not began or not lines:
         raise RuntimeError(
-            f"ran the peer {command[-1]}: it ended with {done.returncode}: {done.stderr[-1500:]}"
+            f"ran the peer {command[-1]}: it ended with {process.returncode}: {complaint[-1500:]}"
         )
+    server_cpu = place.server_cpu_seconds() - server_cpu
     arrived = place.receiver.count() - before
     if arrived != jobs:
         raise RuntimeError(f"counted the requests of {command[-1]}: {arrived} arrived, {jobs} were due")
-    return jobs / json.loads(lines[-1])["drain_seconds"]
+    told = json.loads(lines[-1])
+    return {
+        "per_second": jobs / told["drain_seconds"],
+        "worker_cpu_per_1000": told["cpu_seconds"] / jobs * 1000,
+        "server_cpu_per_1000": server_cpu / jobs * 1000,
+    }
 
 
 def installed() -> dict[str, list[str]]:

@@ -36,19 +36,22 @@ TABLES = """
 create schema bench;
 create table bench.orders (order_id bigint generated always as identity primary key, workspace_id text not null,
     amount numeric not null, created_at timestamptz not null default now());
-create table bench.events (like outbox.events including all) partition by range (event_id);
+grant usage on schema bench to app_login;
+grant insert on bench.orders to app_login;
+"""
+TABLE = """
+create table bench.{name} (like outbox.events including all) partition by range (event_id);
 do $$
 declare
     one record;
 begin
     for one in select c.relname, pg_get_expr(c.relpartbound, c.oid) as bound from pg_inherits i
                join pg_class c on c.oid = i.inhrelid where i.inhparent = 'outbox.events'::regclass loop
-        execute format('create table bench.%I partition of bench.events %s', one.relname, one.bound);
+        execute format('create table bench.%I partition of bench.{name} %s', '{name}_' || one.relname, one.bound);
     end loop;
 end
 $$;
-grant usage on schema bench to app_login;
-grant insert on all tables in schema bench to app_login;
+grant insert on bench.{name} to app_login;
 """
 TRANSACTION = """
 \\set w random(0, {last})
@@ -104,7 +107,7 @@ def run(plan: Plan) -> Report:
 @contextmanager
 def shop(plan: Plan, **options: str) -> Iterator[tuple[Place, dict[str, Path]]]:
     with open_place(plan, **options) as place:
-        place.db.execute(TABLES)
+        place.db.execute(TABLES + TABLE.format(name="events"))
         load.make_endpoints(place, place.receiver.url)
         load.make_endpoints(place, place.receiver.url, workspaces=10, each=20, prefix="many_")
         yield place, scripts_of(place, "none_", 500)

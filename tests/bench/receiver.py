@@ -139,7 +139,7 @@ def ready(receiver: Receiver) -> Receiver:
 @contextmanager
 def running(command: list[str], **options) -> Iterator[subprocess.Popen]:
     """A child process that ends with the block: asked first, then made to."""
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, **options)
+    process = subprocess.Popen(command, cwd=CHECKOUT, **{"stdin": subprocess.DEVNULL, **options})
     try:
         yield process
     finally:

@@ -1,7 +1,5 @@
 """pgqueuer: asyncpg pool, drain mode, batches as large as what is in flight (they size its completion buffer too)."""
 
-import time
-
 import aiohttp
 import asyncpg
 import uvloop
@@ -9,7 +7,7 @@ from pgqueuer import PgQueuer, types
 from pgqueuer.db import AsyncpgPoolDriver
 from pgqueuer.models import Job
 from pgqueuer.queries import Queries
-from wire import BODY, CHUNK, DSN, IN_FLIGHT, JOBS, POOL, post, report
+from wire import BODY, CHUNK, DSN, IN_FLIGHT, JOBS, POOL, begin, post, report
 
 
 async def main() -> None:
@@ -26,9 +24,9 @@ async def main() -> None:
         async def hook(job: Job) -> None:
             await post(session, f"job_{job.id}", job.payload)
 
-        began = time.perf_counter()
+        began = begin()
         await queuer.run(batch_size=IN_FLIGHT, mode=types.QueueExecutionMode.drain)
-        report(time.perf_counter() - began)
+        report(began)
 
 
 uvloop.run(main())

@@ -1,12 +1,11 @@
 """procrastinate: psycopg pool, one worker, finished jobs deleted, no LISTEN in a drain."""
 
 import asyncio
-import time
 
 import aiohttp
 import procrastinate
 import uvloop
-from wire import BODY, CHUNK, DSN, IN_FLIGHT, JOBS, POOL, post, report
+from wire import BODY, CHUNK, DSN, IN_FLIGHT, JOBS, POOL, begin, post, report
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=DSN, min_size=4, max_size=POOL))
 sessions: list[aiohttp.ClientSession] = []
@@ -28,7 +27,7 @@ async def main() -> None:
             jobs = ({"number": number, "body": BODY} for number in range(start, min(start + CHUNK, JOBS)))
             await hook.batch_defer_async(*jobs)
         await asyncio.sleep(1)
-        began = time.perf_counter()
+        began = begin()
         await app.run_worker_async(
             queues=["hook"],
             concurrency=IN_FLIGHT,
@@ -37,7 +36,7 @@ async def main() -> None:
             install_signal_handlers=False,
             delete_jobs="always",
         )
-        report(time.perf_counter() - began)
+        report(began)
 
 
 uvloop.run(main())

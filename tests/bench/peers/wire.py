@@ -1,6 +1,6 @@
 """What each Python peer does for a job: sign the body as we do, POST it, accept a 2xx.
 
-Reads: DSN, URL, JOBS, IN_FLIGHT. Writes: one JSON line with the seconds that the drain took.
+Reads: DSN, URL, JOBS, IN_FLIGHT. Writes: a line when the drain begins, a JSON line with its seconds and this process's CPU.
 Guarantee: body and signature are of the same size and kind as outbox-worker's.
 If it is wrong: the comparison is unfair.
 """
@@ -49,5 +49,14 @@ async def post(session, job: str, body: bytes) -> None:
             raise RuntimeError(f"posting job {job}: status {answer.status}")
 
 
-def report(drain_seconds: float) -> None:
-    sys.stdout.write(json.dumps({"jobs": JOBS, "drain_seconds": drain_seconds}) + "\n")
+def begin() -> tuple[float, float]:
+    """Say that the jobs are there and the drain begins, and wait until that was read."""
+    sys.stdout.write("draining\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    return time.perf_counter(), time.process_time()
+
+
+def report(began: tuple[float, float]) -> None:
+    seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+    sys.stdout.write(json.dumps({"jobs": JOBS, "drain_seconds": seconds, "cpu_seconds": cpu}) + "\n")

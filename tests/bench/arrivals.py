@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.bench import load
-from tests.bench.waits import ticks, until
+from tests.bench.waits import pause, ticks, until
 
 if TYPE_CHECKING:
     from tests.bench.place import Place
@@ -23,9 +23,12 @@ PAYLOAD = json.dumps({"message": {"id": 1, "type": "text", "direction": "in", "b
 
 
 def samples(
-    place: Place, receiver: Receiver, *, seconds: float, every: float, wanted: int = 1
+    place: Place, receiver: Receiver, *, seconds: float, every: float, wanted: int = 1, late: float = 0.0
 ) -> dict[str, list[float]]:
-    """Give milliseconds to the arrival of each of the events' requests, from the commit's return and from its sending."""
+    """Give milliseconds to the arrival of each of the events' requests, from the commit's return and from its sending.
+
+    The transaction goes on for `late` seconds after it has published.
+    """
     draw = random.Random(place.plan.seed)
     moments: dict[str, tuple[int, int]] = {}
     found: dict[str, list[float]] = {"returned": [], "sent": []}
@@ -37,6 +40,8 @@ def samples(
             row = app.execute(
                 "select outbox.publish(%s, 'message.received', %s::jsonb)", [workspace, PAYLOAD]
             ).fetchone()
+            if late:
+                pause(late)
             sent = time.time_ns()
             app.commit()
             moments[str(row[0])] = (sent, time.time_ns())

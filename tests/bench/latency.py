@@ -15,11 +15,14 @@ from tests.bench.waits import pause
 
 SHARES = (0.1, 0.5, 0.7)
 EVERY = 0.02
+LATE_SHARE = 0.5
+LATE_SECONDS = 0.02
+"""A transaction that goes on so long after it published: its place in the queue commits behind those of others."""
 REACH = {0.0: ("≤ 3 ms", "≤ 8 ms"), 0.7: ("", "≤ 50 ms")}
 
 
 def run(plan: Plan) -> Report:
-    each = plan.seconds(default=140, short=50) / (len(SHARES) + 2)
+    each = plan.seconds(default=160, short=60) / (len(SHARES) + 3)
     figures, detail = [], {}
     with open_place(plan) as place, own_receiver("note") as receiver:
         place.receiver = receiver
@@ -37,6 +40,11 @@ def run(plan: Plan) -> Report:
                     f"commit to first byte, {name}", found["returned"], reach=REACH.get(share, ("", ""))
                 )
                 detail[name] = {way: [one.value for one in p50_p99("", of)] for way, of in found.items()}
+            found = at_share(place, receiver, detail["saturation"] * LATE_SHARE, each, late=LATE_SECONDS)
+            figures += p50_p99(
+                f"commit to first byte, {LATE_SHARE:.0%} of saturation, {LATE_SECONDS * 1000:.0f} ms after its publish",
+                found["returned"],
+            )
     figures.append(
         Figure(
             "saturation while publishing", detail["saturation"], "deliveries/s", "", "the shares are of this"
@@ -61,13 +69,15 @@ def saturation(place, receiver, seconds: float) -> float:
     return rate
 
 
-def at_share(place, receiver, deliveries_per_second: float, seconds: float) -> dict[str, list[float]]:
+def at_share(
+    place, receiver, deliveries_per_second: float, seconds: float, *, late: float = 0.0
+) -> dict[str, list[float]]:
     if not deliveries_per_second:
         return samples(place, receiver, seconds=seconds, every=EVERY * 2, wanted=load.MATCHING)
     script = load.publish_script(place)
     rate = max(1.0, deliveries_per_second / load.MATCHING - 1 / EVERY)
     with load.background_load(place, script, rate=rate, seconds=seconds + 60):
         pause(2)
-        found = samples(place, receiver, seconds=seconds, every=EVERY, wanted=load.MATCHING)
+        found = samples(place, receiver, seconds=seconds, every=EVERY, wanted=load.MATCHING, late=late)
     load.drained(place)
     return found

@@ -31,7 +31,7 @@ with plain as (
     union all
     select f.place, f.seq, f.bucket, f.priority, f.event_id, f.workspace_id, f.ordering_key from fair f
 ), known as materialized (
-    select t.seq, t.bucket, t.priority, t.ordering_key, e.event_id, e.workspace_id, e.event_type, e.payload, e.deliver_at,
+    select t.seq, t.priority, t.ordering_key, e.event_id, e.workspace_id, e.event_type, e.payload, e.deliver_at,
            e.traceparent, e.created_at, y.patterns
     from taken t
     cross join lateral (  -- most events are of workspaces that have no endpoint: those are not even read
@@ -44,8 +44,7 @@ with plain as (
     join outbox.event_types y on y.name = e.event_type
     where not exists (select from outbox.canceled_events c where c.event_id = t.event_id)
 ), judged as materialized (
-    select k.seq, k.bucket, k.priority, k.event_id, k.workspace_id, k.event_type, k.payload, k.traceparent, k.created_at, k.deliver_at,
-           p.endpoint_id, p.shard, p.version,
+    select k.seq, k.priority, k.event_id, k.workspace_id, k.deliver_at, p.endpoint_id, p.shard, p.version,
            case when p.ordered then k.ordering_key end as ordering_key,
            p.state = 'active' and p.hold_reason is null and p.max_per_second is null
                and not (p.ordered and k.ordering_key is not null)
@@ -68,16 +67,16 @@ with plain as (
                       where (d.event_id, d.endpoint_id, d.workspace_id)
                             between (k.event_id, p.endpoint_id, k.workspace_id) and (k.event_id, p.endpoint_id, k.workspace_id))
 ), roomed as materialized (
-    select j.seq, j.bucket, j.priority, j.event_id, j.workspace_id, j.event_type, j.payload, j.traceparent, j.created_at, j.deliver_at,
-           j.endpoint_id, j.shard, j.version, j.ordering_key, j.cap, j.max_per_second, j.state_changed_at,
+    select j.seq, j.priority, j.event_id, j.workspace_id, j.deliver_at, j.endpoint_id, j.shard, j.version, j.ordering_key, j.cap, j.max_per_second,
+           j.state_changed_at,
            j.ready and row_number() over (partition by j.endpoint_id order by j.priority, j.seq)
                        <= least(coalesce((j.known_room ->> 0)::int, %(default_room)s::int),
                                 j.cap - coalesce((j.known_room ->> 1)::int, 0)) as fits
     from judged j
     where j.filter_says = 't'
 ), placed as materialized (
-    select m.seq, m.bucket, m.priority, m.event_id, m.workspace_id, m.event_type, m.payload, m.traceparent, m.created_at,
-           m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap, m.max_per_second, m.state_changed_at,
+    select m.seq, m.priority, m.event_id, m.workspace_id, m.endpoint_id, m.shard, m.version, m.ordering_key, m.cap, m.max_per_second,
+           m.state_changed_at,
            greatest(m.deliver_at, clock_timestamp()) as next_attempt_at,
            m.fits and row_number() over w <= %(room)s::int as handed_over,
            m.seq is distinct from lag(m.seq) over w as first_of_event
@@ -100,13 +99,16 @@ with plain as (
 ), done as (  -- where they lie, since nobody updates them: a join by seq could walk all that waits in between
     delete from outbox.fan_out_queue q where q.ctid = any (array(select t.place from taken t))
 )
--- Each delivery; and events that make none, as their number: in a fair round by place. No join of two working sets: the planner,
--- which takes them for small, would loop over both.
-select d.seq, d.bucket, d.priority, 1 as events, d.endpoint_id, d.shard, d.handed_over, d.next_attempt_at, d.event_id, d.workspace_id,
-       d.event_type, d.version,
-       case when d.handed_over and d.first_of_event then outbox.event_body(d.event_id, d.event_type, d.created_at, d.workspace_id, d.payload) end as body,
-       d.traceparent, d.created_at, clock_timestamp() as claimed_at, d.cap, d.max_per_second::float8 as max_per_second, d.state_changed_at
-from placed d
+-- Each delivery; and events that make none, as their number: in a fair round by place. The condition says that there is a delivery so
+-- that the planner does not see it: inner joins of these three, which it takes for small, it would loop over.
+select t.seq, t.bucket, t.priority, 1 as events, d.endpoint_id, d.shard, d.handed_over, d.next_attempt_at, k.event_id, k.workspace_id,
+       k.event_type, d.version,
+       case when d.handed_over and d.first_of_event then outbox.event_body(k.event_id, k.event_type, k.created_at, k.workspace_id, k.payload) end as body,
+       k.traceparent, k.created_at, clock_timestamp() as claimed_at, d.cap, d.max_per_second::float8 as max_per_second, d.state_changed_at
+from taken t
+left join placed d on d.seq = t.seq
+left join known k on k.seq = t.seq
+where coalesce(d.seq, 0) > 0
 union all
 select max(n.seq), n.bucket, n.priority, count(*)::int,
        null, null, null, null, null, null, null, null, null, null, null, clock_timestamp(), null, null, null

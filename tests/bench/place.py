@@ -91,8 +91,14 @@ class Place:
 
     def server_cpu_seconds(self) -> float:
         """CPU of all of PostgreSQL: the postmaster, what it has reaped, and what lives."""
-        lines = (self.server._data / "postmaster.pid").read_text().splitlines()
-        return cpu_seconds(int(lines[0]), reaped=True) + sum(map(cpu_seconds, children(int(lines[0]))))
+        postmaster = self.postmaster()
+        return cpu_seconds(postmaster, reaped=True) + sum(map(cpu_seconds, children(postmaster)))
+
+    def server_processes(self) -> int:
+        return len(children(self.postmaster()))
+
+    def postmaster(self) -> int:
+        return int((self.server._data / "postmaster.pid").read_text().splitlines()[0])
 
     @contextmanager
     def worker(self, *, command: list[str] | None = None, **environment: object) -> Iterator[Worker]:

@@ -61,7 +61,7 @@ async def fan_out_loop(
     poll_seconds: float,
     stopping: asyncio.Event,
 ) -> None:
-    """Fan out while there is work; then ask publishers to ring, look once more, and sleep."""
+    """Fan out while there is work; then ask publishers to ring, look once more, from the start, and sleep."""
     reader = Reader()
     listen_at = 0.0
     while not stopping.is_set():
@@ -81,11 +81,17 @@ async def fan_out_loop(
             ):  # what comes meanwhile rings no bell
                 await asyncio.sleep(STREAM_GATHER_SECONDS if count >= STREAM else GATHER_SECONDS)
             continue
+        reader.sweep_soon()
         armed = await while_database_returns(wakeups.arm)
+        armed_at = time.monotonic()
         if armed and await fan_out_once(store, flights, lanes, shards, reader):
             continue
         jitter = 0.75 + random.random() / 2  # noqa: S311  (spreads polls, guards nothing)
         pause = poll_seconds * jitter if armed or type(wakeups) is WakeUps else DOORBELL_PAUSE
+        if (
+            armed and reader.swept_at < armed_at
+        ):  # a look from the start was too dear so soon: asleep only until it is not
+            pause = min(pause, reader.sweep_in(time.monotonic()))
         pass_on(await while_database_returns(partial(wakeups.wait, pause)), wanted)
 
 

@@ -133,8 +133,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class FannedOut:
-    # Seq, bucket, priority and 1 of each event that made deliveries; of those that made none the last seq and their number,
-    # in a fair round of each bucket and priority.
+    # Seq, bucket, priority and 1 of each event that made deliveries; of those that made none the last seq and their number:
+    # in a fair round for each bucket and priority, in a plain one for all, with 0 and 0.
     taken: list[tuple[int, int, int, int]]
     handed_over: list[Leased]
     waiting: list[tuple[UUID, int, datetime]]  # endpoint, shard, due: inserted as pending

@@ -34,8 +34,12 @@ BULK = 2
 Turns = OrderedDict[Place, None]
 BEGINNING: Place = (-1, 0)
 """Before all places."""
+SWEEP_PAUSE = 0.25
 SWEEP_PAUSE_MOST = 5.0
-"""Longest wait, in seconds, between two looks from the start of the queue, also after an outage of the database."""
+"""Least and longest wait, in seconds, between two looks from the start of the queue while more comes; the latter also
+after an outage of the database."""
+SWEEP_SHARE = 20
+"""A look from the start is not repeated before so many times its own length: it may walk what an old snapshot keeps."""
 LATE_SECONDS = 0.1
 """A plain look begins where the mark was so long ago, at least: sequences commit out of order, and most transactions end
 by then."""
@@ -63,11 +67,22 @@ class Reader:
         self.cursor = BEGINNING  # where the last look stopped
         self.look_at = 0.0
         self.swept_at = 0.0
-        self.sweep_pause = 0.25
+        self.sweep_pause = SWEEP_PAUSE
+        self.sweep_rest = 0.0  # the least that a sweep leaves to others: a share of its own length
 
     def from_the_start(self) -> None:
         self.fair = False
         self.mark = self.next_mark = self.late_mark = 0
+
+    def sweep_soon(self) -> None:
+        """Before anybody sleeps a look from the start is to see what committed late.
+
+        Whoever published while nobody slept rings no bell, and a bell does not say what it rang for.
+        """
+        self.sweep_pause = min(self.sweep_pause, self.sweep_rest)
+
+    def sweep_in(self, now: float) -> float:
+        return max(self.swept_at + self.sweep_pause - now, 0.0)
 
     @property
     def knows_places(self) -> bool:
@@ -135,13 +150,13 @@ class Reader:
             return
         read = max((seq for seq, _, _, _ in result.taken), default=0)
         full = result.events >= ask.batch
-        if (
-            full and read < self.mark
-        ):  # from the start, and there is more of what committed very late: on from there
-            self.mark = self.next_mark = self.late_mark = read
+        if full and read < self.mark:  # there is more of what committed late: on from where this look ended
+            self.mark = read
+            self.next_mark, self.late_mark = min(self.next_mark, read), min(self.late_mark, read)
         self.mark = max(self.mark, read)
         if ask.mark == 0:
-            self.sweep_pause = min(max(0.25, 20 * seconds), SWEEP_PAUSE_MOST)
+            self.sweep_rest = min(SWEEP_SHARE * seconds, SWEEP_PAUSE_MOST)
+            self.sweep_pause = max(SWEEP_PAUSE, self.sweep_rest)
         if full:
             self.fair = True
             self.look_at = 0.0

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from outbox_worker.lane import Lane
     from outbox_worker.model import Delivery, FannedOut, FanOutAsk, Leased, Room, Settlement
-    from outbox_worker.sqlfiles import Statement
 
 LOOK = 300
 """Rows looked at per endpoint and priority when asking what is due."""
@@ -52,11 +51,10 @@ class Store:
         self.lease_seconds = lease_seconds
         self.deadline = deadline
         self.worker_no = 0
-        self.statements: dict[str, Statement] = {}
 
     async def rows(self, name: str, /, **parameters: object) -> list[Row]:
         """Run one file of sql/queries and return its rows."""
-        text, names = self.statements.get(name) or sqlfiles.statement(name)
+        text, names = sqlfiles.statement(name)
         async with borrow(self.pool, self.deadline) as connection:
             cursor = psycopg.AsyncRawCursor(connection)
             cursor.format = psycopg.pq.Format.BINARY

@@ -113,7 +113,7 @@ union all
 select max(n.seq), n.bucket, n.priority, count(*)::int,
        null, null, null, null, null, null, null, null, null, null, null, clock_timestamp(), null, null, null
 from (select u.seq, max(u.bucket) as bucket, max(u.priority) as priority
-      from (select t.seq, case when %(fair)s::bool then t.bucket end as bucket, case when %(fair)s::bool then t.priority end as priority,
+      from (select t.seq, case when %(fair)s::bool then t.bucket else 0 end as bucket, case when %(fair)s::bool then t.priority else 0 end as priority,
                    false as made
             from taken t
             union all

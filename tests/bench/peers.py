@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 from subprocess import PIPE
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from tests.bench import load
@@ -101,9 +102,12 @@ def one_drain(place: Place, command: list[str], jobs: int, in_flight: int) -> di
     }
     before = place.receiver.count()
     with running(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
-        began = process.stdout.readline()  # its jobs are in the database
+        late = Timer(TIMEOUT, process.kill)
+        late.start()
+        began = process.stdout.readline() == "draining\n"  # its jobs are in the database
         server_cpu = place.server_cpu_seconds()
-        said, complaint = process.communicate("go\n", timeout=TIMEOUT)
+        said, complaint = process.communicate("go\n")
+        late.cancel()
     lines = said.strip().splitlines()
     if process.returncode or not began or not lines:
         raise RuntimeError(

@@ -116,8 +116,10 @@ def one_arm(place: Place, path: Path, seconds: float, worker: Worker | None) -> 
         )
     if worker:
         load.drained(place)
+    now_there = worker_sessions(place)  # the pool may have grown
+    processes += len(set(now_there) - set(sessions))
     until(lambda: place.server_processes() <= processes, "pgbench's sessions to end", seconds=90)
-    after = cpu(place, sessions, worker)
+    after = cpu(place, now_there, worker)
     return {whose: (after[whose] - before[whose]) / int(counted[1]) * 1e6 for whose in after}
 
 

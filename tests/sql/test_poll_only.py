@@ -10,6 +10,7 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from outbox_worker import sqlfiles
 from outbox_worker.database import open_pool
 from outbox_worker.sqlfiles import numbered
 from outbox_worker.store import Store
@@ -19,15 +20,23 @@ SEEN = b"""select current_setting('synchronous_commit'), current_setting('statem
 OURS = ("on", "2s", "force_generic_plan", "off", "off")
 
 
+@pytest.fixture
+def statements(monkeypatch):
+    """Statements of the test's own, beside those of the worker."""
+    own, real = {}, sqlfiles.statement
+    monkeypatch.setattr(sqlfiles, "statement", lambda name: own.get(name) or real(name))
+    return own
+
+
 @pytest.fixture(params=[True, False], ids=["poll-only", "direct"])
-async def store(db, dsn_of, request):
+async def store(db, dsn_of, request, statements):
     """A store whose server has defaults that lose and stall."""
     db.execute(f"alter role worker_login in database {db.info.dbname} set synchronous_commit = off")
     async with open_pool(
         dsn_of("worker_login"), poll_only=request.param, deadline=4.0, name="it", size=2
     ) as pool:
         store = Store(pool, lease_seconds=60, deadline=4.0)
-        store.statements["seen"] = numbered(SEEN)
+        statements["seen"] = numbered(SEEN)
         yield store
 
 
@@ -38,18 +47,18 @@ async def test_every_statement_runs_under_the_settings_it_was_made_for(store):
     assert await store.rows("seen") == [OURS]
 
 
-async def test_an_error_leaves_a_connection_that_works_and_nothing_of_the_transaction(store):
+async def test_an_error_leaves_a_connection_that_works_and_nothing_of_the_transaction(store, statements):
     """Rolled back, handed back, and the next statement is as good."""
-    store.statements["broken"] = numbered(b"select 1 / 0")
+    statements["broken"] = numbered(b"select 1 / 0")
     for _ in range(3):
         with pytest.raises(psycopg.errors.DivisionByZero):
             await store.rows("broken")
     assert await store.rows("seen") == [OURS]
 
 
-async def test_a_statement_past_its_time_is_ended_by_the_server(db, store):
+async def test_a_statement_past_its_time_is_ended_by_the_server(db, store, statements):
     """Not by the client's deadline alone, behind which the server would go on."""
-    store.statements["slow"] = numbered(b"select pg_sleep(30)")
+    statements["slow"] = numbered(b"select pg_sleep(30)")
     with pytest.raises(psycopg.errors.QueryCanceled):
         await store.rows("slow")
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from outbox_worker import reader
 from outbox_worker.fan_out import HANDED_OVER_MOST, fan_out_loop, fan_out_once
 from outbox_worker.model import FannedOut
 from outbox_worker.reader import Reader
@@ -36,9 +37,9 @@ def flights():
 
 async def test_the_room_of_a_fan_out_is_the_claims_again_while_the_look_beside_it_is_under_way(flights):
     """The look may take long, past what an old snapshot keeps."""
-    reader, looking, end = Reader(), asyncio.Event(), asyncio.Event()
-    reader.fair = True
-    reader.fresh[1, 5] = None
+    ours, looking, end = Reader(), asyncio.Event(), asyncio.Event()
+    ours.fair = True
+    ours.fresh[1, 5] = None
 
     async def find_places(_starts, _looks):
         looking.set()
@@ -51,7 +52,7 @@ async def test_the_room_of_a_fan_out_is_the_claims_again_while_the_look_beside_i
         return took((1, 5, 1, 1))
 
     store = SimpleNamespace(find_places=find_places, fan_out=fan_out)
-    round_ = asyncio.create_task(fan_out_once(store, flights, flights.lanes, set(), reader))
+    round_ = asyncio.create_task(fan_out_once(store, flights, flights.lanes, set(), ours))
     await looking.wait()
     async with asyncio.timeout(POLL / 4):
         while flights.handing_over:  # noqa: ASYNC110  (ready callbacks, no clock)
@@ -106,3 +107,26 @@ async def test_no_more_is_handed_over_at_once_than_stays_in_the_processors_cache
     store = SimpleNamespace(fan_out=fan_out)
     await fan_out_once(store, flights, flights.lanes, set(), Reader())
     assert asked == [HANDED_OVER_MOST]
+
+
+async def test_the_look_between_asking_for_bells_and_a_sleep_is_from_the_start(flights, monkeypatch):
+    """What committed late lies behind the mark, and its publisher rang nobody."""
+    monkeypatch.setattr(reader, "LATE_SECONDS", 0.0)
+    stopping, seen = asyncio.Event(), []
+
+    class Armed(StopsAfter):
+        async def arm(self):
+            seen.append("armed")
+            return True
+
+    async def fan_out(ask, _room):
+        seen.append(ask.mark)
+        return took((10 * len(seen), 0, 0, 1)) if len(seen) < 5 else took()
+
+    store = SimpleNamespace(fan_out=fan_out)
+    async with asyncio.timeout(POLL / 4):
+        await fan_out_loop(
+            store, flights, flights.lanes, set(), Armed(stopping, seen), asyncio.Queue(), POLL, stopping
+        )
+    assert seen[-2:] == ["armed", 0]
+    assert seen[-3] > 0

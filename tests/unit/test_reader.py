@@ -12,7 +12,16 @@ from itertools import count
 import pytest
 
 from outbox_worker.model import FannedOut
-from outbox_worker.reader import BATCH, BEGINNING, FAIR_BATCH, LATE_SECONDS, LOOKS, SMALLEST, Reader
+from outbox_worker.reader import (
+    BATCH,
+    BEGINNING,
+    FAIR_BATCH,
+    LATE_SECONDS,
+    LOOKS,
+    SMALLEST,
+    SWEEP_PAUSE,
+    Reader,
+)
 
 MANY = 10**6
 ROOM = [0, SMALLEST, 10**6]
@@ -209,7 +218,23 @@ def test_a_full_look_from_the_start_is_followed_by_one_from_where_it_ended():
     looked(reader, 101.0, *range(1, BATCH + 1))
     assert reader.mark == BATCH
     reader.fair = False
-    assert looked(reader, 101.01) == BATCH
+    reader.sweep_pause = 60.0
+    assert looked(reader, 101.5) == BATCH
+
+
+def test_before_a_sleep_a_look_from_the_start_is_due_unless_the_last_one_was_long():
+    """Twenty times its own length, at most five seconds, however soon the next one was."""
+    reader = Reader()
+    asked = reader.ask(100.0, 10**6)
+    reader.learn(asked, FannedOut([(7, 0, 0, 1)], [], [], {}, None), 0.001)
+    assert reader.ask(100.01, 10**6).mark == 0  # the late mark is not there yet
+    for now in (100.2, 100.3):
+        looked(reader, now)
+    reader.swept_at, reader.sweep_pause = 100.3, SWEEP_PAUSE
+    assert reader.ask(100.53, 10**6).mark == 7
+    reader.sweep_soon()  # the last one took 0.01 s
+    assert (reader.sweep_in(100.45) > 0, reader.sweep_in(100.53)) == (True, 0.0)
+    assert reader.ask(100.53, 10**6).mark == 0
 
 
 def test_events_that_make_no_delivery_count_like_others():
@@ -220,5 +245,9 @@ def test_events_that_make_no_delivery_count_like_others():
     assert (reader.mark, reader.fair) == (BATCH, True)
     reader.looked([[(1, 3)], []], 100.1, 0.01)
     asked = reader.ask(100.2, 10**6)
-    reader.learn(asked, FannedOut([(9, 3, 1, 4)], [], [], {}, None), 0.01)
-    assert reader.marks == {(1, 3): 9}
+    reader.learn(asked, FannedOut([(9, 3, 1, 1)], [], [], {}, None), 0.01)
+    assert list(reader.full) == [(1, 3)]
+    asked = reader.ask(100.3, 10**6)
+    ((_, _, _, quota),) = asked.shares
+    reader.learn(asked, FannedOut([(11, 3, 1, 1), (20, 3, 1, quota - 1)], [], [], {}, None), 0.01)
+    assert (quota > 2, list(reader.full), reader.marks) == (True, [(1, 3)], {(1, 3): 20})

@@ -83,15 +83,10 @@ async def fan_out_loop(
             continue
         reader.sweep_soon()
         armed = await while_database_returns(wakeups.arm)
-        armed_at = time.monotonic()
         if armed and await fan_out_once(store, flights, lanes, shards, reader):
             continue
         jitter = 0.75 + random.random() / 2  # noqa: S311  (spreads polls, guards nothing)
         pause = poll_seconds * jitter if armed or type(wakeups) is WakeUps else DOORBELL_PAUSE
-        if (
-            armed and reader.swept_at < armed_at
-        ):  # a look from the start was too dear so soon: asleep only until it is not
-            pause = min(pause, reader.sweep_in(time.monotonic()))
         pass_on(await while_database_returns(partial(wakeups.wait, pause)), wanted)
 
 

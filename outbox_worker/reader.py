@@ -39,7 +39,7 @@ SWEEP_PAUSE_MOST = 5.0
 """Least and longest wait, in seconds, between two looks from the start of the queue while more comes; the latter also
 after an outage of the database."""
 SWEEP_SHARE = 20
-"""A look from the start is not repeated before so many times its own length: it may walk what an old snapshot keeps."""
+"""While more comes, a look from the start is not repeated before so many times its own length."""
 LATE_SECONDS = 0.1
 """A plain look begins where the mark was so long ago, at least: sequences commit out of order, and most transactions end
 by then."""
@@ -68,21 +68,17 @@ class Reader:
         self.look_at = 0.0
         self.swept_at = 0.0
         self.sweep_pause = SWEEP_PAUSE
-        self.sweep_rest = 0.0  # the least that a sweep leaves to others: a share of its own length
 
     def from_the_start(self) -> None:
         self.fair = False
         self.mark = self.next_mark = self.late_mark = 0
 
     def sweep_soon(self) -> None:
-        """Before anybody sleeps a look from the start is to see what committed late.
+        """The next look is from the start: before anybody sleeps it is to see what committed late.
 
         Whoever published while nobody slept rings no bell, and a bell does not say what it rang for.
         """
-        self.sweep_pause = min(self.sweep_pause, self.sweep_rest)
-
-    def sweep_in(self, now: float) -> float:
-        return max(self.swept_at + self.sweep_pause - now, 0.0)
+        self.sweep_pause = 0.0
 
     @property
     def knows_places(self) -> bool:
@@ -155,8 +151,7 @@ class Reader:
             self.next_mark, self.late_mark = min(self.next_mark, read), min(self.late_mark, read)
         self.mark = max(self.mark, read)
         if ask.mark == 0:
-            self.sweep_rest = min(SWEEP_SHARE * seconds, SWEEP_PAUSE_MOST)
-            self.sweep_pause = max(SWEEP_PAUSE, self.sweep_rest)
+            self.sweep_pause = min(max(SWEEP_PAUSE, SWEEP_SHARE * seconds), SWEEP_PAUSE_MOST)
         if full:
             self.fair = True
             self.look_at = 0.0

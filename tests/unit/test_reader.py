@@ -19,7 +19,6 @@ from outbox_worker.reader import (
     LATE_SECONDS,
     LOOKS,
     SMALLEST,
-    SWEEP_PAUSE,
     Reader,
 )
 
@@ -222,19 +221,14 @@ def test_a_full_look_from_the_start_is_followed_by_one_from_where_it_ended():
     assert looked(reader, 101.5) == BATCH
 
 
-def test_before_a_sleep_a_look_from_the_start_is_due_unless_the_last_one_was_long():
-    """Twenty times its own length, at most five seconds, however soon the next one was."""
+def test_before_a_sleep_a_look_from_the_start_is_due_at_once_and_once():
+    """However short a time ago the last one was."""
     reader = Reader()
-    asked = reader.ask(100.0, 10**6)
-    reader.learn(asked, FannedOut([(7, 0, 0, 1)], [], [], {}, None), 0.001)
-    assert reader.ask(100.01, 10**6).mark == 0  # the late mark is not there yet
-    for now in (100.2, 100.3):
-        looked(reader, now)
-    reader.swept_at, reader.sweep_pause = 100.3, SWEEP_PAUSE
-    assert reader.ask(100.53, 10**6).mark == 7
-    reader.sweep_soon()  # the last one took 0.01 s
-    assert (reader.sweep_in(100.45) > 0, reader.sweep_in(100.53)) == (True, 0.0)
-    assert reader.ask(100.53, 10**6).mark == 0
+    for now in (100.0, 100.2, 100.4):
+        looked(reader, now, 7)
+    assert reader.ask(100.42, 10**6).mark == 7
+    reader.sweep_soon()
+    assert (looked(reader, 100.43), looked(reader, 100.44)) == (0, 7)
 
 
 def test_events_that_make_no_delivery_count_like_others():

@@ -42,7 +42,7 @@ with plain as (
         where e.event_id = t.event_id and e.workspace_id = t.workspace_id
         limit 1) e
     join outbox.event_types y on y.name = e.event_type
-    where not exists (select from outbox.canceled_events c where c.event_id = t.event_id)
+    where not exists (select from outbox.canceled_events c where c.event_id = t.event_id offset 0)
 ), judged as materialized (
     select k.seq, k.priority, k.event_id, k.workspace_id, k.deliver_at, p.endpoint_id, p.shard, p.version,
            case when p.ordered then k.ordering_key end as ordering_key,

@@ -1,7 +1,7 @@
 -- find_due: which endpoints of some shards have work, since when, and whether expired leases lie among it.
 -- params:  shards smallint[], look int (rows looked at per endpoint and priority, twice: with and without key),
 --          marks jsonb ({endpoint: [timestamptz of each priority]}: what lies before is not looked at; it has no ordering key)
--- index:   endpoints_shard_idx (shard, endpoint_id); open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at)
+-- index:   endpoints_shard_idx (shard); open_deliveries_due_idx (endpoint_id, priority, (ordering_key is null), next_attempt_at)
 -- hazard:  without marks, all that is dead is walked while an old snapshot keeps it. A front of `look` leased rows hides what waits behind: it counts as due now, the claim finds out. Without key
 --          leased rows lie in front, so the look for expired ones ends soon after the first row that waits.
 select e.endpoint_id, e.shard, d.next_due, d.expired, d.keyed, e.max_in_flight, e.max_per_second::float8 as max_per_second,

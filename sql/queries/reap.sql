@@ -72,7 +72,7 @@ with history as materialized (  -- once, not once a row
         select k.event_type from outbox.kept_events k where k.event_id = x.event_id and k.workspace_id = x.workspace_id
         limit 1) y
     where x.hopeless
-      and exists (select from outbox.endpoints n where n.workspace_id = x.workspace_id and 'delivery.dead' = any (n.event_types))
+      and exists (select from outbox.endpoints n where n.workspace_id = x.workspace_id and 'delivery.dead' = any (n.event_types) offset 0)
       and not exists (select from outbox.event_types t where t.name = y.event_type and t.operational)
 )
 select x.event_id, x.endpoint_id, x.workspace_id, x.leased_by, x.lost_count + 1 as lost_count, x.hopeless

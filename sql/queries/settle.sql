@@ -5,7 +5,8 @@
 -- index:   open_deliveries_pkey (event_id, endpoint_id, workspace_id)
 -- hazard:  a delivery's key is compared as a row, here and in release, reap, claim_ordered and fan_out: of the indexes only
 --          that of the key serves it. Compared column by column, a plan made while the table was empty looked for each delivery among all that waits at its
---          endpoint. `is true` keeps an endpoint from being looked for among all of its workspace.
+--          endpoint. `is true` keeps an endpoint from being looked for among all of its workspace;
+--          `offset 0`, here and in reap and fan_out, keeps `exists` one look for each row: a join could read the whole table for each.
 --          A settlement whose token is no longer current changes no state: it becomes a late result. Rows that another
 --          session holds are skipped and said to be locked, never waited for: one operator must not stop a worker.
 with history as materialized (  -- once, not once a row
@@ -164,7 +165,7 @@ with history as materialized (  -- once, not once a row
                'last_status', f.status, 'last_error', substring(f.error from '^[a-z_]+'), 'reason', f.reason), 1
     from finals f
     where f.state = 'dead'
-      and exists (select from outbox.endpoints e where e.workspace_id = f.workspace_id and 'delivery.dead' = any (e.event_types))
+      and exists (select from outbox.endpoints e where e.workspace_id = f.workspace_id and 'delivery.dead' = any (e.event_types) offset 0)
       and not exists (select from outbox.event_types y where y.name = f.event_type and y.operational)
 )
 select m.place::int as place, m.current as applied, m.locked,

@@ -1607,7 +1607,7 @@ CREATE INDEX endpoint_minutes_endpoint_idx ON outbox.endpoint_minutes USING btre
 
 CREATE INDEX endpoints_deleted_idx ON outbox.endpoints USING btree (state_changed_at) WHERE ((state = 'deleted'::text) AND (drained_at IS NULL));
 
-CREATE INDEX endpoints_shard_idx ON outbox.endpoints USING btree (shard, endpoint_id);
+CREATE INDEX endpoints_shard_idx ON outbox.endpoints USING btree (shard);
 
 CREATE INDEX endpoints_workspace_idx ON outbox.endpoints USING btree (workspace_id);
 

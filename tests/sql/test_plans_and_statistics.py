@@ -67,6 +67,14 @@ STATISTICS = {
         select 'ws_' || n % 500, 'https://example.com/' || n, '{*}' from generate_series(1, 1000) n;
         set session_replication_role = origin;
         vacuum analyze outbox.endpoints""",
+    "of a few endpoints and cancellations": """
+        set session_replication_role = replica;
+        insert into outbox.endpoints (workspace_id, url, event_types)
+        select 'ws_' || n, 'https://example.com/' || n, '{*}' from generate_series(1, 3) n;
+        insert into outbox.canceled_events (event_id, workspace_id) select gen_random_uuid(), 'ws_1' from generate_series(1, 3);
+        set session_replication_role = origin;
+        vacuum analyze outbox.endpoints, outbox.canceled_events""",
+    "of no endpoints and cancellations": "vacuum analyze outbox.endpoints, outbox.canceled_events",
     "of such as were emptied and cut off": FILL
     + "delete from outbox.fan_out_queue; delete from outbox.open_deliveries;"
     + "vacuum analyze outbox.fan_out_queue, outbox.open_deliveries",
@@ -100,17 +108,18 @@ def sorted_or_collected(lines):
 
 
 def looked_through(lines):
-    """Nodes that look for a delivery or an endpoint by its key in an index of something else, or in a whole one."""
+    """Nodes that look for a delivery, endpoint or cancellation by its key in an index of something else, or in a whole one."""
     bad = []
     for place, line in enumerate(lines):
-        if not (table := re.search(r"Scan .*\bon (open_deliveries|endpoints)\b", line)):
+        if not (table := re.search(r"Scan .*\bon (open_deliveries|endpoints|canceled_events)\b", line)):
             continue
         details = list(takewhile(lambda one: not one.lstrip().startswith("->"), lines[place + 1 :]))
         filtered = any(re.search("Filter: .*(event|endpoint)_id ", one) for one in details)
-        if table[1] == "open_deliveries":
-            whole = not any(" Cond: " in one for one in details)
-        else:  # by its id, in an index where that comes second
-            whole = any(" Cond: (endpoint_id " in one for one in details) and "endpoints_pkey" not in line
+        whole = not any(" Cond: " in one for one in details)
+        if table[1] == "endpoints":  # by its id, in an index where that comes second
+            whole = whole or (
+                any(" Cond: (endpoint_id " in one for one in details) and "endpoints_pkey" not in line
+            )
         if filtered or whole:
             bad += [line.strip(), *(one.strip() for one in details)]
     return bad

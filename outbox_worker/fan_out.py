@@ -175,8 +175,15 @@ async def fan_out_known(
 
 
 async def look_for_places(store: Store, reader: Reader, starts: list[Place]) -> None:
+    """Who waits. An error here ends no fan-out: what an old snapshot keeps may make this look too slow, and no other."""
     sent = time.monotonic()
-    places = await while_database_returns(partial(store.find_places, starts, LOOKS))
+    try:
+        places = await while_database_returns(partial(store.find_places, starts, LOOKS), but=TOO_SLOW)
+    except (TimeoutError, psycopg.Error) as error:
+        telemetry.statement_failed("find_places", type(error).__name__)
+        now = time.monotonic()
+        reader.not_found(now, now - sent)
+        return
     now = time.monotonic()
     reader.looked(places, now, now - sent)
 

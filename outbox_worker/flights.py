@@ -152,7 +152,7 @@ class Flights:
                 self.unstarted.append(delivery)
             else:
                 self.on_point("sent")
-                self.learn(lane, settlement.outcome, settlement.verdict, time.monotonic())
+                self.learn(lane, host, settlement.outcome, settlement.verdict, time.monotonic())
                 self.unsettled.append(settlement)
                 if endpoint is not None:
                     telemetry.delivery_attempted(settlement, endpoint)
@@ -168,13 +168,14 @@ class Flights:
             and self.presence_until() - now >= needed
         )
 
-    def learn(self, lane: Lane, outcome: Outcome, verdict: Verdict, now: float) -> None:
+    def learn(self, lane: Lane, host: str, outcome: Outcome, verdict: Verdict, now: float) -> None:
+        """What an outcome says of the endpoint and of the host that it was sent to, which may not be its host any more."""
         if verdict is Verdict.DELIVERED:
-            self.lanes.answered(lane, outcome.duration_ms, now)
+            self.lanes.answered(lane, host, outcome.duration_ms, now)
         elif outcome.failure in UNREACHABLE:
-            self.lanes.unreachable(lane, outcome.duration_ms, now)
+            self.lanes.unreachable(lane, host, outcome.duration_ms, now)
         elif outcome.failure is not Failure.LOCAL:
-            self.lanes.refused(lane, outcome.duration_ms, now)
+            self.lanes.refused(lane, host, outcome.duration_ms, now)
 
     async def fly(self, stopped: asyncio.Event) -> None:
         """Own every delivery in flight until stopped; leaving waits for the last of them."""

@@ -226,10 +226,10 @@ class Gates:
             if not gate.in_flight and gate.at_rest:
                 del self.hosts[host]
 
-    def answered(self, lane: Lane, began: float, now: float) -> None:
-        if lane.host in self.hosts:
-            self.hosts[lane.host].answered(began, now)
+    def answered(self, host: str, began: float, now: float) -> None:
+        if host in self.hosts:
+            self.hosts[host].answered(began, now)
 
-    def unreachable(self, lane: Lane, began: float, now: float) -> None:
-        if lane.host:
-            self.host(lane.host).unreachable(lane.endpoint_id, began, now)
+    def unreachable(self, host: str, endpoint_id: UUID, began: float, now: float) -> None:
+        if host:
+            self.host(host).unreachable(endpoint_id, began, now)

@@ -211,23 +211,23 @@ class Lanes:
         if lane.due_at <= now:
             self.ready.setdefault(lane.endpoint_id)
 
-    def answered(self, lane: Lane, duration_ms: float, now: float) -> None:
+    def answered(self, lane: Lane, host: str, duration_ms: float, now: float) -> None:
         """A 2xx: grow, if it was quick, and close the circuit; a recovered endpoint ramps up from one."""
         lane.successes += 1
         if lane.failures >= TRIP_AFTER:
             lane.limit = 1.0
-        self.is_there(lane, duration_ms, now)
+        self.is_there(lane, host, duration_ms, now)
         lane.probe_seconds = PROBE_SECONDS
         if not lane.slow:
             lane.limit = min(lane.limit + 1, float(lane.max_in_flight))
 
-    def refused(self, lane: Lane, duration_ms: float, now: float) -> None:
+    def refused(self, lane: Lane, host: str, duration_ms: float, now: float) -> None:
         """An answer that is not 2xx: the endpoint is there, but wants less."""
-        self.is_there(lane, duration_ms, now)
+        self.is_there(lane, host, duration_ms, now)
         lane.limit = max(1.0, lane.limit / 2)
         self.restricted.add(lane.endpoint_id)
 
-    def is_there(self, lane: Lane, duration_ms: float, now: float) -> None:
+    def is_there(self, lane: Lane, host: str, duration_ms: float, now: float) -> None:
         self.count(lane, duration_ms)
         if lane.failures >= TRIP_AFTER:
             self.circuits_changed.add(lane.endpoint_id)
@@ -235,18 +235,18 @@ class Lanes:
         lane.failures = 0
         lane.open_until = 0.0
         lane.slow = duration_ms > SLOW_MS
-        self.gates.answered(lane, now - duration_ms / 1000, now)
+        self.gates.answered(host, now - duration_ms / 1000, now)
         if was_suspect and not lane.suspect:
             self.back_in_the_ring(lane)
 
-    def unreachable(self, lane: Lane, duration_ms: float, now: float) -> None:
+    def unreachable(self, lane: Lane, host: str, duration_ms: float, now: float) -> None:
         """A timeout or connection failure: shrink; after some in a row only probes go out."""
         self.count(lane, duration_ms)
         lane.timeouts += 1
         lane.failures += 1
         lane.limit = max(1.0, lane.limit / 2)
         self.restricted.add(lane.endpoint_id)
-        self.gates.unreachable(lane, now - duration_ms / 1000, now)
+        self.gates.unreachable(host, lane.endpoint_id, now - duration_ms / 1000, now)
         if lane.failures < TRIP_AFTER or lane.open_until > now:  # one that began before the circuit opened
             return
         if lane.failures == TRIP_AFTER:

@@ -46,6 +46,8 @@ by then."""
 LOOK_SHARE = 4
 """A look for places that took long, past dead entries that somebody's old snapshot keeps, is not repeated before so
 many times its own length."""
+BLIND_SECONDS = 5.0
+"""After a look for places that ended with an error the rounds are plain for so long, at least."""
 
 
 class Reader:
@@ -66,6 +68,8 @@ class Reader:
         self.all_found = False
         self.cursor = BEGINNING  # where the last look stopped
         self.look_at = 0.0
+        self.blind_until = 0.0
+        self.asked_at = 0.0
         self.swept_at = 0.0
         self.sweep_pause = SWEEP_PAUSE
 
@@ -101,8 +105,14 @@ class Reader:
         self.cursor = behind[-1] if len(behind) >= LOOKS else BEGINNING
         self.look_at = now + LOOK_SHARE * seconds
 
+    def not_found(self, now: float, seconds: float) -> None:
+        """That look ended with an error: serve whom it knows; nobody is left to take turns if it knows none."""
+        self.look_at = self.blind_until = now + max(BLIND_SECONDS, LOOK_SHARE * seconds)
+        self.fair = self.knows_places
+
     def ask(self, now: float, free: int) -> FanOutAsk:
         """What to take next; in a plain look, of what committed late too, and now and then of what committed very late."""
+        self.asked_at = now
         if now - self.noted_at >= LATE_SECONDS:
             self.late_mark, self.next_mark, self.noted_at = self.next_mark, self.mark, now
         start = self.late_mark
@@ -152,7 +162,7 @@ class Reader:
         self.mark = max(self.mark, read)
         if ask.mark == 0:
             self.sweep_pause = min(max(SWEEP_PAUSE, SWEEP_SHARE * seconds), SWEEP_PAUSE_MOST)
-        if full:
+        if full and self.asked_at >= self.blind_until:
             self.fair = True
             self.look_at = 0.0
             for turns in (self.urgent, self.fresh, self.full):  # of an earlier time
@@ -171,7 +181,9 @@ class Reader:
                 if counts.get(place, 0) >= quotas[place]:  # there may be more: behind the others
                     (self.urgent if place[0] == URGENT else self.full)[place] = None
         # Nobody gave all that was asked and nobody was left out, or nothing came: a plain look finds the rest at once.
-        if not result.taken or (self.all_found and not self.knows_places):
+        if not result.taken or (
+            (self.all_found or self.asked_at < self.blind_until) and not self.knows_places
+        ):
             self.fair = False
 
 

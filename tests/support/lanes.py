@@ -31,5 +31,5 @@ def land(all_lanes: Lanes, lane, now: float, *, suspect: bool = False, host: str
 def trip(all_lanes: Lanes, endpoint_id: UUID, now: float = 0.0):
     lane = all_lanes.lane(endpoint_id)
     for _ in range(TRIP_AFTER):
-        all_lanes.unreachable(lane, 100, now)
+        all_lanes.unreachable(lane, lane.host, 100, now)
     return lane

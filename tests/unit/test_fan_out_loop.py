@@ -11,6 +11,7 @@ import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import psycopg
 import pytest
 
 from outbox_worker import reader
@@ -130,3 +131,48 @@ async def test_the_look_between_asking_for_bells_and_a_sleep_is_from_the_start(f
         )
     assert seen[-2:] == ["armed", 0]
     assert seen[-3] > 0
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), psycopg.errors.QueryCanceled(), psycopg.errors.IndexCorrupted()]
+)
+async def test_a_look_for_places_that_ends_with_an_error_stops_no_fan_out_and_is_not_repeated_at_once(
+    flights, error
+):
+    """Past what an old snapshot keeps it may take too long: the rounds are plain meanwhile, what waits is fanned out."""
+    ours, looks, asks = Reader(), 0, []
+
+    async def find_places(_starts, _looks):
+        nonlocal looks
+        looks += 1
+        raise error
+
+    async def fan_out(ask, _room):
+        asks.append(ask)
+        return took(
+            *[(ask.mark + seq, 5, 1, 1) for seq in range(1, ask.batch + 1)]
+        )  # as many as it asked for
+
+    store = SimpleNamespace(find_places=find_places, fan_out=fan_out)
+    async with asyncio.timeout(POLL / 4):
+        for _ in range(5):
+            assert await fan_out_once(store, flights, flights.lanes, set(), ours)
+    assert (looks, [ask.fair for ask in asks]) == (1, [False] * 5)
+
+
+async def test_places_that_are_known_are_served_though_the_look_beside_them_fails(flights):
+    ours, asks = Reader(), []
+    ours.fair = True
+    ours.fresh[1, 5] = None
+
+    async def find_places(_starts, _looks):
+        raise psycopg.errors.QueryCanceled
+
+    async def fan_out(ask, _room):
+        asks.append(ask.fair)
+        return took((1, 5, 1, 1))
+
+    store = SimpleNamespace(find_places=find_places, fan_out=fan_out)
+    async with asyncio.timeout(POLL / 4):
+        counts = [await fan_out_once(store, flights, flights.lanes, set(), ours) for _ in range(3)]
+    assert (counts, asks) == ([1, 1, 1], [True, True, False])

@@ -26,12 +26,12 @@ def test_an_endpoint_starts_small_grows_while_it_answers_and_shrinks_when_it_fai
     lane = ours.configure(uuid4(), 20, None)
     assert lane.room(0) == START_LIMIT
     for _ in range(50):
-        ours.answered(lane, 1, 0)
+        ours.answered(lane, lane.host, 1, 0)
     assert lane.room(0) == 20
-    ours.refused(lane, 1, 0)
+    ours.refused(lane, lane.host, 1, 0)
     assert lane.room(0) == 10
     for _ in range(10):
-        ours.refused(lane, 1, 0)
+        ours.refused(lane, lane.host, 1, 0)
     assert lane.room(0) == 1
 
 
@@ -45,7 +45,7 @@ def test_after_consecutive_timeouts_only_one_probe_at_a_time_goes_out():
     assert lane.room(PROBE_SECONDS) == 0
     now = PROBE_SECONDS
     for _ in range(10):
-        ours.unreachable(lane, 1, now)
+        ours.unreachable(lane, lane.host, 1, now)
         now = lane.open_until
     assert lane.probe_seconds == PROBE_SECONDS_MOST
 
@@ -54,7 +54,7 @@ def test_recovery_ramps_up_instead_of_flooding():
     """The first answer closes the circuit with a limit of two, not the one before."""
     ours = lanes()
     lane = trip(ours, uuid4())
-    ours.answered(lane, 1, 0)
+    ours.answered(lane, lane.host, 1, 0)
     assert lane.circuit == "closed"
     assert lane.room(0) == 2
     assert lane.endpoint_id in ours.circuits_changed
@@ -211,7 +211,7 @@ def test_requests_that_began_before_the_circuit_opened_do_not_delay_its_first_pr
     ours = lanes()
     lane = ours.lane(uuid4())
     for i in range(50):
-        ours.unreachable(lane, 100, i / 100)
+        ours.unreachable(lane, lane.host, 100, i / 100)
     assert lane.open_until <= 0.5 + PROBE_SECONDS
     assert lane.probe_seconds == PROBE_SECONDS
 
@@ -226,7 +226,7 @@ def test_resuming_gives_a_clean_slate_and_a_slow_start():
     assert (lane.circuit, lane.suspect) == ("closed", False)
     assert ours.plan(1, 10) == [(lane, 1)]
     assert lane.endpoint_id in ours.handed_over_room(1)
-    ours.answered(lane, 1, 1)
+    ours.answered(lane, lane.host, 1, 1)
     assert lane.room(1) == 2
 
 
@@ -234,11 +234,11 @@ def test_an_endpoint_that_answers_slowly_is_a_suspect_and_does_not_grow():
     """Fourteen seconds an answer hold a slot almost like a timeout: they share the suspects' slots until they are quick."""
     ours = lanes()
     lane = ours.lane(uuid4())
-    ours.answered(lane, SLOW_MS + 1, 0)
+    ours.answered(lane, lane.host, SLOW_MS + 1, 0)
     assert lane.suspect
     assert lane.limit == START_LIMIT
     assert ours.handed_over_room(0) == {} or ours.handed_over_room(0)[lane.endpoint_id][0] == 0
-    ours.answered(lane, SLOW_MS, 0)
+    ours.answered(lane, lane.host, SLOW_MS, 0)
     assert not lane.suspect
     assert lane.limit == START_LIMIT + 1
 

@@ -158,11 +158,13 @@ def test_no_limit_is_exceeded_whatever_happens(endpoints, steps, slots, share, h
     def end(number: int, how: str) -> None:
         lane, (was_suspect, began) = lanes[number], model.ends(number, how)
         if how == "hang":
-            ours.unreachable(lane, (model.now - began) * 1000 - 1, model.now)  # begun after what ended then
+            ours.unreachable(
+                lane, lane.host, (model.now - began) * 1000 - 1, model.now
+            )  # begun after what ended then
         elif how == "refuse":
-            ours.refused(lane, 1, model.now)
+            ours.refused(lane, lane.host, 1, model.now)
         else:
-            ours.answered(lane, SLOW_MS + 1 if how == "slow" else 1, model.now)
+            ours.answered(lane, lane.host, SLOW_MS + 1 if how == "slow" else 1, model.now)
         ours.ended(lane, endpoints[number][0], model.now, was_suspect=was_suspect)
 
     def plan() -> None:

@@ -31,7 +31,7 @@ async def test_attempts_at_an_endpoint_that_went_to_another_worker_are_reported_
     lanes = Lanes(slots=10, endpoint_limit=5, host_limit=5, suspect_share=0.2, owned=shards)
     lane = lanes.lane(endpoint_id)
     lane.shard = 3
-    lanes.answered(lane, 7, 0)
+    lanes.answered(lane, lane.host, 7, 0)
     shards.clear()
     lanes.keep_only(shards)
     assert endpoint_id not in lanes.lanes
@@ -47,8 +47,8 @@ async def test_an_attempt_that_ends_while_a_report_is_written_is_in_the_next_one
     reports = Reports()
     lanes = Lanes(slots=10, endpoint_limit=5, host_limit=5, suspect_share=0.2)
     lane = lanes.lane(uuid4())
-    lanes.answered(lane, 7, 0)
-    reports.meanwhile = lambda: lanes.refused(lane, 900, 0)
+    lanes.answered(lane, lane.host, 7, 0)
+    reports.meanwhile = lambda: lanes.refused(lane, lane.host, 900, 0)
     await report_once(reports, lanes, everything=True)
     reports.meanwhile = lambda: None
     await report_once(reports, lanes, everything=True)

@@ -16,7 +16,7 @@ def test_all_suspects_together_hold_a_bounded_share():
     ours = lanes()
     for _ in range(10):
         lane = ours.lane(uuid4())
-        ours.unreachable(lane, 1, 0)
+        ours.unreachable(lane, lane.host, 1, 0)
         lane.limit = 50.0
         ours.work_is_due(lane.endpoint_id, 0)
     healthy = ours.lane(uuid4())
@@ -55,7 +55,7 @@ def on_dead_host(count):
     for tick in range(200):
         now = float(tick)
         for _, lane, was_suspect in [end for end in ends if end[0] <= now]:
-            ours.unreachable(lane, 15_000, now)
+            ours.unreachable(lane, lane.host, 15_000, now)
             ours.ended(lane, "dead", now, was_suspect=was_suspect)
         ends = [end for end in ends if end[0] > now]
         for lane, room in ours.plan(now, ours.slots - ours.in_flight):
@@ -84,10 +84,10 @@ def test_a_host_that_answers_again_ramps_up_for_all_its_endpoints():
     for lane in list(ours.lanes.values()):
         while lane.in_flight:
             ours.ended(lane, "dead", 200, was_suspect=True)
-    ours.answered(lane, 1, 200)
+    ours.answered(lane, lane.host, 1, 200)
     assert (host.tripped, host.room(200)) == (False, 2)
     for _ in range(100):
-        ours.answered(lane, 1, 200)
+        ours.answered(lane, lane.host, 1, 200)
     assert host.room(200) == 50
 
 
@@ -97,7 +97,7 @@ def test_one_broken_endpoint_never_closes_its_host_to_others():
     lane = ours.lane(uuid4())
     lane.host = "shared"
     for _ in range(50):
-        ours.unreachable(lane, 1, 0)
+        ours.unreachable(lane, lane.host, 1, 0)
     other = ours.lane(uuid4())
     assert not ours.gates.host("shared").tripped
     assert ours.admits(other, "shared", 0)
@@ -116,13 +116,13 @@ def on_shared_host(count):
 def test_endpoints_that_hang_while_their_host_answers_others_do_not_close_it():
     """Ten time out that were under way when the host answered another: they are slow, the host is there."""
     ours, (quick, *hanging) = on_shared_host(11)
-    ours.answered(quick, 5, 0.005)
+    ours.answered(quick, quick.host, 5, 0.005)
     for lane in hanging:
-        ours.unreachable(lane, 500, 0.5)
+        ours.unreachable(lane, lane.host, 500, 0.5)
     assert not ours.gates.host("shared").tripped
     assert ours.admits(quick, "shared", 0.5)
     for lane in hanging:  # begun after that answer, and none since
-        ours.unreachable(lane, 400, 0.5)
+        ours.unreachable(lane, lane.host, 400, 0.5)
     assert ours.gates.host("shared").tripped
 
 
@@ -130,13 +130,24 @@ def test_an_answer_that_was_under_way_when_the_hosts_circuit_opened_is_no_recove
     """The quick failures of some came before the first answer of another: what is in flight goes on, and grows."""
     ours, (quick, *broken) = on_shared_host(11)
     for lane in broken:
-        ours.unreachable(lane, 5, 0.005)
+        ours.unreachable(lane, lane.host, 5, 0.005)
     assert not ours.admits(quick, "shared", 0.006)
-    ours.answered(quick, 20, 0.02)
+    ours.answered(quick, quick.host, 20, 0.02)
     assert ours.gates.host("shared").room(0.02) == 1
     assert ours.admits(quick, "shared", 0.02)
-    ours.answered(quick, 20, 0.03)
+    ours.answered(quick, quick.host, 20, 0.03)
     assert ours.gates.host("shared").room(0.03) == 2
+
+
+def test_an_outcome_counts_at_the_host_that_the_request_went_to():
+    """The URLs of some changed while they hung: the host that they left is the one that answers nobody."""
+    ours, moved = on_shared_host(11)
+    for lane in moved:
+        ours.gates.lives_at(lane, "new")
+        ours.unreachable(lane, "shared", 500, 0.5)
+    assert (ours.gates.host("shared").tripped, ours.gates.host("new").tripped) == (True, False)
+    ours.answered(moved[0], "shared", 500, 0.5)
+    assert not ours.gates.host("shared").tripped
 
 
 def test_no_event_starts_at_a_circuit_that_opened_while_it_was_claimed():
@@ -150,7 +161,7 @@ def test_no_event_starts_at_a_circuit_that_opened_while_it_was_claimed():
         failed = ours.lane(uuid4())
         failed.host = "h"
         for _ in range(TRIP_AFTER):
-            ours.unreachable(failed, 1, 0)
+            ours.unreachable(failed, failed.host, 1, 0)
     assert not ours.admits(ours.lane(uuid4()), "h", 0)
 
 
@@ -168,7 +179,7 @@ def test_what_waits_for_others_slots_says_so():
     assert ours.waits_for(other, 0) == "host"
     hanging = [ours.lane(uuid4()) for _ in range(2)]
     for one in hanging:
-        ours.unreachable(one, 1, 0)
+        ours.unreachable(one, one.host, 1, 0)
         ours.work_is_due(one.endpoint_id, 0)
     ours.plan(0, 9)
     assert [ours.waits_for(one, 0) for one in hanging].count("suspects") == 1

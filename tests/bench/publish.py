@@ -3,7 +3,7 @@
 Reads: pgbench's rates. Writes: orders, events, and the same events in an identical table without a trigger.
 Guarantee: the arms take turns, so that whatever else the machine does falls on all of them; the ratio is the figure.
 `quiet`: the events match no endpoint. `busy`: the worker delivers a backlog as fast as it can, in every arm alike.
-`no worker`: the trigger alone. `slow disk`: quiet, and each commit waits a millisecond before it flushes (commit_delay),
+`no worker`: the trigger alone. `notify`: a trigger that sends a NOTIFY at every commit instead, and queues nothing. `slow disk`: quiet, and each commit waits a millisecond before it flushes (commit_delay),
 as on a disk that takes that long: there the processor is not what a transaction waits for. The first second of each
 round does not count: an app keeps its connections, and each of these 32 plans its statements in it. So the default form
 counts one second of each arm in each of three rounds; `--minutes` gives more.
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.bench.place import Place
 
 ARMS = ("bare", "insert", "publish")
+COMPARED = {"no worker", "worker quiet, slow disk"}
+"""Where the arm `notify` stands in the place of `publish`: what the doorbell spares the app."""
 CLIENTS = (1, 8, 32)
 MANY_CLIENTS = (8, 32)
 REACHED = {"worker quiet", "worker busy"}
@@ -53,6 +55,15 @@ end
 $$;
 grant insert on bench.{name} to app_login;
 """
+NOTIFY = """
+create function bench.notify() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('bench', '');
+    return new;
+end
+$$;
+create trigger notify before insert on bench.notify_events for each row execute function bench.notify();
+"""
 TRANSACTION = """
 \\set w random(0, {last})
 \\set n random(1, 1000000000)
@@ -69,7 +80,8 @@ def run(plan: Plan) -> Report:
     parts = len(CLIENTS) * 2 + len(MANY_CLIENTS) * 2
     each = max(1.0, seconds / (parts * len(ARMS) * ROUNDS + 2 * ROUNDS) - 1)
     with shop(plan) as (place, scripts):
-        found = {"no worker": {c: rounds(place, scripts, c, each) for c in MANY_CLIENTS}}
+        notify = with_notify(place, scripts)
+        found = {"no worker": {c: rounds(place, notify, c, each) for c in MANY_CLIENTS}}
         subscribed = subscribers(place, scripts, each)
         place.db.execute("truncate outbox.fan_out_queue")
         with place.worker():
@@ -78,8 +90,9 @@ def run(plan: Plan) -> Report:
             found["worker busy"] = {c: rounds(place, scripts, c, each, before=refill) for c in CLIENTS}
     with shop(plan, **SLOW_DISK) as (place, scripts), place.worker():
         load.warm_up(place)
+        notify = with_notify(place, scripts)
         found["worker quiet, slow disk"] = {
-            c: rounds(place, scripts, c, each, after=load.drained) for c in MANY_CLIENTS
+            c: rounds(place, notify, c, each, after=load.drained) for c in MANY_CLIENTS
         }
     figures = [
         Figure(
@@ -91,7 +104,7 @@ def run(plan: Plan) -> Report:
         )
         for name, rates in found.items()
         for clients in rates
-        for way in ("insert", "publish")
+        for way in ("insert", "notify" if name in COMPARED else "publish")
     ]
     figures.append(
         Figure(
@@ -126,6 +139,17 @@ def scripts_of(place: Place, prefix: str, workspaces: int) -> dict[str, Path]:
             place, prefix + name, TRANSACTION.format(last=workspaces - 1, prefix=prefix, event=event)
         )
         for name, event in events.items()
+    }
+
+
+def with_notify(place: Place, scripts: dict[str, Path]) -> dict[str, Path]:
+    """Instead of the function: the same events in a table whose trigger rings at every commit."""
+    place.db.execute(TABLE.format(name="notify_events") + NOTIFY)
+    text = scripts["bare"].read_text().replace("bench.events", "bench.notify_events")
+    return {
+        "bare": scripts["bare"],
+        "insert": scripts["insert"],
+        "notify": load.script(place, "notify", text),
     }
 
 

@@ -52,6 +52,9 @@ AWAY = (
     TimeoutError,
 )
 """What a database that is gone, starting, full, read-only, locked or too slow looks like."""
+TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
+"""What a statement that runs into its deadline looks like. Some read what an old snapshot keeps, while the others are quick:
+to wait for the database until such a one succeeds would hold up all the work behind it."""
 
 
 async def while_database_returns(

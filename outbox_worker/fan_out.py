@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from outbox_worker import telemetry
-from outbox_worker.database import while_database_returns
+from outbox_worker.database import TOO_SLOW, while_database_returns
 from outbox_worker.lane import ALREADY, START_LIMIT
 from outbox_worker.model import FannedOut, Room
 from outbox_worker.reader import LOOKS, Place, Reader
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
-TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
 HANDED_OVER_MOST = 256
 """Deliveries of one fan-out that start at once, and so what its look takes: more of them leave the processor's caches
 before they are recorded."""

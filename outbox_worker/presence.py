@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from outbox_worker import telemetry
 from outbox_worker.database import while_database_returns
 from outbox_worker.errors import RestoredCopy
-from outbox_worker.sweep import sweep_once
+from outbox_worker.sweep import sweep
 
 if TYPE_CHECKING:
     from outbox_worker.flights import Flights
@@ -101,4 +101,4 @@ async def renew_and_balance(store: Store, presence: Presence, flights: Flights, 
         return
     gained = await presence.balance_once(store, lanes)
     if gained:
-        await sweep_once(store, flights, lanes, sorted(gained))
+        await sweep(store, flights, lanes, sorted(gained))

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from outbox_worker import telemetry
+from outbox_worker.database import TOO_SLOW, while_database_returns
 from outbox_worker.lane import ALREADY, BEGINNING
 
 if TYPE_CHECKING:
@@ -25,6 +29,17 @@ if TYPE_CHECKING:
 
 COMMITTED_WITHIN = timedelta(seconds=2)
 """What a hint is of became due at most so long before what was claimed last; what was later is found by the next sweep."""
+
+
+async def sweep(
+    store: Store, flights: Flights, lanes: Lanes, shards: Sequence[int], *, hinted: bool = False
+) -> None:
+    """Sweep these shards. What is too slow or fails is left to the next sweep: it holds up no other shards."""
+    once = partial(sweep_once, store, flights, lanes, shards, hinted=hinted)
+    try:
+        await while_database_returns(once, but=TOO_SLOW)
+    except (TimeoutError, psycopg.Error) as error:
+        telemetry.statement_failed("sweep", type(error).__name__)
 
 
 async def sweep_once(
@@ -58,12 +73,13 @@ async def sweep_once(
         if next_due is not None:
             wait = (next_due - found_at).total_seconds()
             lanes.work_is_due(endpoint_id, now + wait if wait > 0 else ALREADY)
+    if rows:
+        flights.room_changed.set()  # whatever becomes of the expired leases
     if expired:
         flights.on_point("reaping")
         for event_id, endpoint_id, _, _, lost_count, crash_loop in await store.reap(expired):
             telemetry.lease_reaped(event_id, endpoint_id, lost_count, crash_loop=crash_loop)
             lanes.work_is_due(endpoint_id, ALREADY)
-    if rows:
         flights.room_changed.set()
     return len(rows)
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from outbox_worker import telemetry
-from outbox_worker.database import AWAY, while_database_returns
-from outbox_worker.sweep import sweep_once
+from outbox_worker.database import AWAY
+from outbox_worker.sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,24 +47,26 @@ async def sweep_loop(
 
     At most half a lease apart: a sweep that waited for the database says nothing about the work there is.
     """
-    pause = 1.0
+    due_at = time.monotonic() + 1.0
     while not stopping.is_set():
         try:
-            async with asyncio.timeout(pause):
+            async with asyncio.timeout(max(due_at - time.monotonic(), 0.0)):
                 wakeup = await wanted.get()
         except TimeoutError:
-            started = time.monotonic()
-            owned = sorted(presence.shards)
-            for i in range(0, len(owned), SHARDS_AT_ONCE):
-                await while_database_returns(
-                    partial(sweep_once, store, flights, lanes, owned[i : i + SHARDS_AT_ONCE])
-                )
-            pause = min(max(1.0, 20 * (time.monotonic() - started)), presence.seconds)
+            due = True
         else:
+            due = time.monotonic() >= due_at  # however many hints come
             if wakeup.balance:
                 presence.wanted.set()
             if hinted := sorted(wakeup.shards & presence.shards):
-                await while_database_returns(partial(sweep_once, store, flights, lanes, hinted, hinted=True))
+                await sweep(store, flights, lanes, hinted, hinted=True)
+        if due and not stopping.is_set():
+            started = time.monotonic()
+            owned = sorted(presence.shards)
+            for i in range(0, len(owned), SHARDS_AT_ONCE):
+                await sweep(store, flights, lanes, owned[i : i + SHARDS_AT_ONCE])
+            ended = time.monotonic()
+            due_at = ended + min(max(1.0, 20 * (ended - started)), presence.seconds)
 
 
 async def upkeep_loop(store: Store, lanes: Lanes, stopping: asyncio.Event) -> None:

@@ -195,6 +195,9 @@ begin
         raise exception 'cannot move delivery % to %', name, coalesce(new.next_attempt_at::text, 'null')
             using errcode = 'OB011', hint = format('Give a time up to %s (outbox.settings.max_delay).', latest);
     end if;
+    if new.next_attempt_at <> old.next_attempt_at then  -- what is past means now: workers look for nothing before 1970
+        new.next_attempt_at := greatest(new.next_attempt_at, clock_timestamp());
+    end if;
 
     if old.state = 'pending' and new.state = 'pending' then
         update outbox.open_deliveries o set next_attempt_at = new.next_attempt_at

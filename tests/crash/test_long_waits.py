@@ -21,7 +21,7 @@ async def test_a_sweep_that_took_an_hour_is_followed_by_the_next_within_half_a_l
         swept.append(clock[0])
         return 0
 
-    monkeypatch.setattr(outbox_worker.upkeep, "sweep_once", sweep)
+    monkeypatch.setattr(outbox_worker.upkeep, "sweep", sweep)
     monkeypatch.setattr(outbox_worker.upkeep, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     presence = Presence(name="test", version="0", seconds=0.05)
     presence.shards.add(1)

@@ -112,6 +112,23 @@ def test_moving_a_delivery_changes_its_time_unless_it_is_in_flight(db, endpoint)
     assert delivery(db, leased, endpoint)["next_attempt_at"] == tomorrow
 
 
+@pytest.mark.parametrize("long_ago", ["-infinity", "0044-03-15 BC", "epoch"])
+@pytest.mark.parametrize("state", ["pending", "dead"])
+def test_a_time_that_is_past_means_now(db, endpoint, state, long_ago):
+    """No worker could read a time before the year 1, and none looks for work before 1970."""
+    event = add_event(db)
+    if state == "pending":
+        add_open(db, event, endpoint)
+    else:
+        add_finished(db, event, endpoint, state)
+    began = db.execute("select clock_timestamp()").fetchone()[0]
+    db.execute(
+        "update outbox.deliveries set state = 'pending', next_attempt_at = %s where event_id = %s",
+        [long_ago, event],
+    )
+    assert began <= delivery(db, event, endpoint)["next_attempt_at"] <= datetime.now(UTC)
+
+
 @pytest.mark.parametrize(
     ("state", "change", "hint"),
     [

@@ -21,12 +21,12 @@ from outbox_worker.database import TOO_SLOW, while_database_returns
 from outbox_worker.lane import ALREADY, START_LIMIT
 from outbox_worker.model import FannedOut, Room
 from outbox_worker.reader import LOOKS, Place, Reader
-from outbox_worker.wakeup import WakeUp, WakeUps
 
 if TYPE_CHECKING:
     from outbox_worker.flights import Flights
     from outbox_worker.limits import Lanes
     from outbox_worker.store import Store
+    from outbox_worker.wakeup import WakeUp, WakeUps
 
 UNLIMITED = 10_000
 """What the statement says of an endpoint whose row names no limit."""
@@ -70,10 +70,10 @@ async def fan_out_loop(
         if fair and not count:  # the look beside the round before told of places that it emptied
             continue
         if count:
-            await while_database_returns(wakeups.disarm)
+            await wakeups.disarm()
             # Not after each look: the next one is to be at the database before what this one brought takes the processor.
             if time.monotonic() >= listen_at:
-                pass_on(await while_database_returns(wakeups.seen), wanted)
+                pass_on(await wakeups.seen(), wanted)
                 listen_at = time.monotonic() + LISTEN_SECONDS
             if (
                 count < LITTLE and not reader.fair and not stopping.is_set()
@@ -81,12 +81,12 @@ async def fan_out_loop(
                 await asyncio.sleep(STREAM_GATHER_SECONDS if count >= STREAM else GATHER_SECONDS)
             continue
         reader.sweep_soon()
-        armed = await while_database_returns(wakeups.arm)
+        armed = await wakeups.arm()
         if armed and await fan_out_once(store, flights, lanes, shards, reader):
             continue
         jitter = 0.75 + random.random() / 2  # noqa: S311  (spreads polls, guards nothing)
-        pause = poll_seconds * jitter if armed or type(wakeups) is WakeUps else DOORBELL_PAUSE
-        pass_on(await while_database_returns(partial(wakeups.wait, pause)), wanted)
+        pause = poll_seconds * jitter if armed or not wakeups.listening else DOORBELL_PAUSE
+        pass_on(await wakeups.wait(pause), wanted)
 
 
 async def room_for_some(flights: Flights, seconds: float) -> None:

@@ -186,6 +186,18 @@ def database_recovered(after_seconds: float) -> None:
     log.info("database.recovered", after_s=round(after_seconds, 1))
 
 
+def listener_lost(error: str) -> None:
+    log.warning(
+        "listener.lost",
+        error=error,
+        do="the worker polls meanwhile; see whether its role has a connection to spare",
+    )
+
+
+def listener_recovered() -> None:
+    log.info("listener.recovered")
+
+
 def partitions_alarm(text: str) -> None:
     log.error("partitions.alarm", text=text)
 

@@ -1,24 +1,30 @@
 """Wake-up: LISTEN on a connection of our own and a doorbell that asks publishers to ring; a hint, never data.
 
 Reads: channel outbox_wake. Writes: an advisory lock while this worker sleeps.
-Guarantee: a publisher that finds the lock taken notifies at its commit; whoever misses that is found by the poll.
+Guarantee: a publisher that finds the lock taken notifies at its commit; whoever misses that is found by the poll. Nobody
+waits for this connection: while it is gone the worker polls, and tries it again now and then.
 If it dies: the server drops the lock with the session; polling goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from outbox_worker.database import KEEPALIVE
+from outbox_worker import telemetry
+from outbox_worker.database import AWAY, KEEPALIVE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+T = TypeVar("T")
 
 DOORBELL = (0x6F757462, 2)  # "outb"; as in outbox.accept_event()
 CHANNEL = "outbox_wake"
@@ -38,8 +44,18 @@ class WakeUp:
     balance: bool = False
 
 
+RETRY_SECONDS = 1.0
+RETRY_SHARE = 4
+"""A connection that was refused is tried again after so long, or so many times as long as the refusal took."""
+
+
 class WakeUps:
     """Poll only: waits are bounded sleeps."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether a publisher could be heard."""
+        return False
 
     async def arm(self) -> bool:
         """Ask publishers to ring from now on. False: some publisher is under way that will not; poll soon."""
@@ -64,9 +80,34 @@ class Listener(WakeUps):
         self.deadline = deadline
         self.connection: psycopg.AsyncConnection | None = None
         self.armed = False
+        self.lost = False
+        self.retry_at = 0.0
+
+    @property
+    def listening(self) -> bool:
+        return self.connection is not None and not self.connection.closed
+
+    async def unless_lost(self, call: Callable[[], Awaitable[T]], otherwise: T) -> T:
+        """Do it; while the connection is gone, which is said once, give what a worker without one would."""
+        started = time.monotonic()
+        if not self.listening and started < self.retry_at:
+            return otherwise
+        try:
+            result = await call()
+        except AWAY as error:
+            if not self.lost:
+                telemetry.listener_lost(f"{type(error).__name__}: {error}".split("\n")[0])
+            self.lost = True
+            ended = time.monotonic()
+            self.retry_at = ended + max(RETRY_SECONDS, RETRY_SHARE * (ended - started))
+            return otherwise
+        if self.lost:
+            telemetry.listener_recovered()
+        self.lost = False
+        return result
 
     async def connected(self) -> psycopg.AsyncConnection:
-        if self.connection is None or self.connection.closed:
+        if self.connection is None or not self.listening:
             self.armed = False
             conninfo = make_conninfo(
                 self.conninfo, application_name=f"outbox-listen {self.name}"[:60], **KEEPALIVE
@@ -83,6 +124,9 @@ class Listener(WakeUps):
 
     async def arm(self) -> bool:
         """True too when another worker holds the doorbell: publishers ring, and everybody listens."""
+        return await self.unless_lost(self.take, otherwise=False)
+
+    async def take(self) -> bool:
         connection = await self.connected()
         if not self.armed:
             row = await self.ask(connection, ARM, DOORBELL)
@@ -91,9 +135,12 @@ class Listener(WakeUps):
         return True
 
     async def disarm(self) -> None:
-        if self.armed and self.connection is not None and not self.connection.closed:
-            await self.ask(self.connection, b"select pg_advisory_unlock(%s, %s)", DOORBELL)
-            self.armed = False
+        if self.armed and self.listening:
+            await self.unless_lost(self.give_up, None)
+
+    async def give_up(self) -> None:
+        await self.ask(await self.connected(), b"select pg_advisory_unlock(%s, %s)", DOORBELL)
+        self.armed = False
 
     async def ask(
         self, connection: psycopg.AsyncConnection, text: bytes, key: tuple[int, int]
@@ -108,10 +155,11 @@ class Listener(WakeUps):
             raise
 
     async def wait(self, seconds: float) -> WakeUp:
-        return await self.collect(seconds)
+        wakeup = await self.unless_lost(partial(self.collect, seconds), None)
+        return await super().wait(seconds) if wakeup is None else wakeup
 
     async def seen(self) -> WakeUp:
-        return await self.collect(0)
+        return await self.unless_lost(partial(self.collect, 0), WakeUp())
 
     async def collect(self, seconds: float) -> WakeUp:
         connection = await self.connected()

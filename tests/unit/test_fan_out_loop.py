@@ -18,7 +18,7 @@ from outbox_worker import reader
 from outbox_worker.fan_out import HANDED_OVER_MOST, fan_out_loop, fan_out_once
 from outbox_worker.model import FannedOut
 from outbox_worker.reader import Reader
-from outbox_worker.wakeup import WakeUps
+from outbox_worker.wakeup import Listener, WakeUps
 from tests.support.lanes import lanes
 
 POLL = 60.0
@@ -176,3 +176,22 @@ async def test_places_that_are_known_are_served_though_the_look_beside_them_fail
     async with asyncio.timeout(POLL / 4):
         counts = [await fan_out_once(store, flights, flights.lanes, set(), ours) for _ in range(3)]
     assert (counts, asks) == ([1, 1, 1], [True, True, False])
+
+
+async def test_while_nobody_can_listen_the_fan_out_polls(flights):
+    """The role's connections are all taken, say: the pool has its own, only hints are gone."""
+    stopping, looks = asyncio.Event(), 0
+
+    async def fan_out(_ask, _room):
+        nonlocal looks
+        looks += 1
+        if looks >= 6:
+            stopping.set()
+        return took((looks, 0, 0, 1)) if looks % 2 else took()
+
+    deaf = Listener("host=127.0.0.1 port=1 user=nobody", "test", deadline=5.0)
+    store = SimpleNamespace(fan_out=fan_out)
+    async with asyncio.timeout(POLL / 4):
+        await fan_out_loop(store, flights, flights.lanes, set(), deaf, asyncio.Queue(), 0.05, stopping)
+    assert looks == 6
+    assert not deaf.listening

@@ -19,7 +19,7 @@ import psycopg
 from outbox_worker import telemetry
 from outbox_worker.database import TOO_SLOW, while_database_returns
 from outbox_worker.lane import ALREADY, START_LIMIT
-from outbox_worker.model import FannedOut, Room
+from outbox_worker.model import FannedOut, FanOutAsk, Room
 from outbox_worker.reader import LOOKS, Place, Reader
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ STREAM_GATHER_SECONDS = 0.012
 """So many in one look come from publishers at full speed: each look takes from them the processor that they need."""
 LISTEN_SECONDS = 0.025
 """While busy, ask so often what other workers have said."""
+CONTENT = frozenset({"21", "22", "23", "54", "P0", "XX", "OB"})
+"""Classes of SQLSTATE that an event's content can cause: data, constraints, limits, our own refusals, a damaged page."""
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -135,19 +137,10 @@ async def fan_out_known(
     sent = time.monotonic()
     ask = reader.ask(sent, free)
     room = Room(sorted(shards), lanes.handed_over_room(sent), int(START_LIMIT), free)
-    fan_out = partial(store.fan_out, ask, room)
     try:
-        try:
-            result = await while_database_returns(fan_out, but=TOO_SLOW)
-        except psycopg.errors.UniqueViolation:  # a replay made one of these deliveries before its fan-out
-            result = await while_database_returns(partial(fan_out, careful=True), but=TOO_SLOW)
-    except TOO_SLOW:
-        reader.batch = max(reader.batch // 2, 10)
-        await set_slow_filters_aside(store, reader.batch)
-        return 1
-    except psycopg.Error as error:
-        await set_bad_event_aside(store, reader, error)
-        return 1
+        result = await ask_database(store, ask, room)
+    except (TimeoutError, psycopg.Error) as error:
+        return await fan_out_failed(store, reader, error, sent)
     now = time.monotonic()
     reader.learn(ask, result, now - sent)
     if not result.taken:
@@ -171,6 +164,31 @@ async def fan_out_known(
         result.events, len(result.handed_over) + len(result.waiting), len(result.handed_over)
     )
     return result.events
+
+
+async def ask_database(store: Store, ask: FanOutAsk, room: Room) -> FannedOut:
+    fan_out = partial(store.fan_out, ask, room)
+    try:
+        return await while_database_returns(fan_out, but=TOO_SLOW)
+    except psycopg.errors.UniqueViolation:  # a replay made one of these deliveries before its fan-out
+        return await while_database_returns(partial(fan_out, careful=True), but=TOO_SLOW)
+
+
+async def fan_out_failed(store: Store, reader: Reader, error: Exception, sent: float) -> int:
+    """Find whose fault it was, and set that aside; nothing counts as taken if it would fail whatever it read."""
+    if isinstance(error, TOO_SLOW):
+        now = time.monotonic()
+        if not reader.too_slow(now, now - sent):
+            reader.batch = max(reader.batch // 2, 10)
+            await set_slow_filters_aside(store, reader.batch)
+        return 1
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    if sqlstate[:2] not in CONTENT:
+        telemetry.statement_failed("fan_out", f"{type(error).__name__}: {sqlstate}")
+        reader.from_the_start()
+        return 0
+    await set_bad_event_aside(store, reader, f"{type(error).__name__}: {sqlstate}")
+    return 1
 
 
 async def look_for_places(store: Store, reader: Reader, starts: list[Place]) -> None:
@@ -197,20 +215,24 @@ def learn_endpoints(lanes: Lanes, shards: set[int], result: FannedOut) -> None:
             lanes.state_seen(lane, changed)
 
 
-async def set_bad_event_aside(store: Store, reader: Reader, error: psycopg.Error) -> None:
+async def set_bad_event_aside(store: Store, reader: Reader, text: str) -> None:
     """The database refuses what it finds: halve the batch until one event stands alone, and set that aside."""
     reader.from_the_start()
     if reader.batch > 1:
         reader.batch = max(reader.batch // 2, 1)
         return
-    text = f"{type(error).__name__}: {error.sqlstate}"
     event_id = await while_database_returns(partial(store.call, "set_first_event_aside", text))
     telemetry.event_set_aside(event_id, text)
 
 
 async def set_slow_filters_aside(store: Store, batch: int) -> None:
     """A batch ran into the deadline: find whose filter it was, by halves, and let it match nothing."""
-    for endpoint_id in await while_database_returns(partial(store.slow_filters, batch)):
+    try:
+        slow = await while_database_returns(partial(store.slow_filters, batch), but=TOO_SLOW)
+    except TOO_SLOW as error:  # then it is no filter: the queue itself is slow to read
+        telemetry.statement_failed("filtered_endpoints", type(error).__name__)
+        return
+    for endpoint_id in slow:
         await while_database_returns(
             partial(
                 store.call,

@@ -47,7 +47,8 @@ LOOK_SHARE = 4
 """A look for places that took long, past dead entries that somebody's old snapshot keeps, is not repeated before so
 many times its own length."""
 BLIND_SECONDS = 5.0
-"""After a look for places that ended with an error the rounds are plain for so long, at least."""
+"""After a look for places that ended with an error the rounds are plain for so long, at least, and after a look from the
+start that did, the looks are from the marks."""
 
 
 class Reader:
@@ -70,7 +71,8 @@ class Reader:
         self.look_at = 0.0
         self.blind_until = 0.0
         self.asked_at = 0.0
-        self.swept_at = 0.0
+        self.swept_at = self.sweep_from = 0.0
+        self.unswept: dict[Place, int] = {}  # the marks before the last look from the start
         self.sweep_pause = SWEEP_PAUSE
 
     def from_the_start(self) -> None:
@@ -116,9 +118,9 @@ class Reader:
         if now - self.noted_at >= LATE_SECONDS:
             self.late_mark, self.next_mark, self.noted_at = self.next_mark, self.mark, now
         start = self.late_mark
-        if now - self.swept_at >= self.sweep_pause:
+        if now - self.swept_at >= self.sweep_pause and now >= self.sweep_from:
             start = 0
-            self.marks.clear()
+            self.unswept, self.marks = self.marks, {}
             self.swept_at = now
         batch = self.batch
         if batch > SMALLEST:
@@ -137,6 +139,14 @@ class Reader:
             batch=sum(shares.values()),
             shares=[(*place, self.marks.get(place, 0), share) for place, share in sorted(shares.items())],
         )
+
+    def too_slow(self, now: float, seconds: float) -> bool:
+        """What was asked ran into its deadline. True: it was from the start, past all that is dead; go on at the marks."""
+        if self.swept_at < self.asked_at:
+            return False
+        self.marks = self.unswept
+        self.sweep_from = now + max(BLIND_SECONDS, LOOK_SHARE * seconds)
+        return bool(self.mark or self.marks)
 
     def in_turn(self, most: int) -> list[Place]:
         """Whose turn it is: half for urgent ones, a quarter at least for those that hold more, if so many wait."""

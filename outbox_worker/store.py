@@ -97,24 +97,30 @@ class Store:
 
     async def slow_filters(self, batch: int) -> list[UUID]:
         """The endpoints whose filters run past their deadline on the head of the queue, found by bisection."""
-        suspects = [row[0] for row in await self.rows("filtered_endpoints", batch=batch)]
+        rows = await self.rows("filtered_endpoints", batch=batch)
+        suspects = list({row[0]: None for row in rows})
+        events = list({(row[1], row[2]): None for row in rows})
         slow: list[UUID] = []
         patience = int(min(4 * FILTER_MILLISECONDS, self.deadline * 600))
         halves = [suspects] if suspects else []
         while halves:
             group = halves.pop()
-            if await self.filters_end_in_time(group, batch):
+            if await self.filters_end_in_time(group, events):
                 continue
             if len(group) == 1:
                 # Guilty only if a quarter of the events takes four times as long: a cold cache is no crime.
-                if not await self.filters_end_in_time(group, max(batch // 4, 1), patience):
+                quarter = events[: max(len(events) // 4, 1)]
+                if not await self.filters_end_in_time(group, quarter, patience):
                     slow += group
             else:
                 halves += [group[: len(group) // 2], group[len(group) // 2 :]]
         return slow
 
     async def filters_end_in_time(
-        self, endpoint_ids: Sequence[UUID], batch: int, milliseconds: int = FILTER_MILLISECONDS
+        self,
+        endpoint_ids: Sequence[UUID],
+        events: Sequence[tuple[UUID, str]],
+        milliseconds: int = FILTER_MILLISECONDS,
     ) -> bool:
         text = sqlfiles.read("queries/try_filters.sql")
         try:
@@ -128,7 +134,12 @@ class Store:
                     "select set_config('statement_timeout', %s, true), set_config('lock_timeout', %s, true)"
                 )
                 await connection.execute(bounds, limits)
-                await connection.execute(text, {"endpoint_ids": list(endpoint_ids), "batch": batch})
+                given = {
+                    "endpoint_ids": list(endpoint_ids),
+                    "event_ids": [event_id for event_id, _ in events],
+                    "workspace_ids": [workspace_id for _, workspace_id in events],
+                }
+                await connection.execute(text, given)
         except psycopg.errors.QueryCanceled:
             return False
         return True

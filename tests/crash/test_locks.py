@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from outbox_worker.database import open_pool
+from outbox_worker.store import Store
 from tests.support.factories import make_endpoint, publish, state_of
 from tests.support.waiting import eventually
 
@@ -30,3 +32,17 @@ async def test_a_filter_is_not_blamed_for_a_lock_on_the_events(shop, connect, re
         "select filter_error from outbox.endpoints where endpoint_id = %s", [endpoint]
     ).fetchone()
     assert found == (None,)
+
+
+async def test_a_filter_is_not_blamed_for_a_queue_that_is_slow_to_read(shop, connect, receiver, dsn_of):
+    """Which events it is tried on is read before; the trial itself does not wait for the queue."""
+    endpoint, _ = make_endpoint(shop, receiver.url, filter="$.n == 1")
+    publish(shop, payload={"n": 1})
+    async with open_pool(dsn_of("worker_login"), poll_only=False, deadline=4.0, name="it", size=2) as pool:
+        store = Store(pool, lease_seconds=60, deadline=4.0)
+        rows = await store.rows("filtered_endpoints", batch=10)
+        assert [row[0] for row in rows] == [endpoint]
+        blocker = connect()
+        blocker.execute("begin; lock table outbox.fan_out_queue in access exclusive mode")
+        assert await store.filters_end_in_time([endpoint], [(row[1], row[2]) for row in rows])
+        blocker.execute("rollback")

@@ -195,3 +195,31 @@ async def test_while_nobody_can_listen_the_fan_out_polls(flights):
         await fan_out_loop(store, flights, flights.lanes, set(), deaf, asyncio.Queue(), 0.05, stopping)
     assert looks == 6
     assert not deaf.listening
+
+
+@pytest.mark.parametrize(
+    ("error", "events_fault"),
+    [
+        (psycopg.errors.CheckViolation(), True),
+        (psycopg.errors.InvalidTextRepresentation(), True),
+        (psycopg.errors.InsufficientPrivilege(), False),
+        (psycopg.errors.UndefinedColumn(), False),
+        (psycopg.errors.FeatureNotSupported(), False),  # "cached plan must not change result type"
+    ],
+)
+async def test_an_event_is_set_aside_only_for_an_error_that_its_content_can_cause(
+    flights, error, events_fault
+):
+    """A statement that fails whatever it reads would set aside all that waits, one after the other."""
+    ours, aside = Reader(), []
+
+    async def fan_out(_ask, _room):
+        raise error
+
+    async def call(function, _text):
+        aside.append(function)
+
+    store = SimpleNamespace(fan_out=fan_out, call=call)
+    counts = [await fan_out_once(store, flights, flights.lanes, set(), ours) for _ in range(12)]
+    assert bool(aside) is events_fault
+    assert any(counts) is events_fault  # with nothing taken, the loop rests until the next poll

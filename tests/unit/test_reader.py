@@ -245,3 +245,41 @@ def test_events_that_make_no_delivery_count_like_others():
     ((_, _, _, quota),) = asked.shares
     reader.learn(asked, FannedOut([(11, 3, 1, 1), (20, 3, 1, quota - 1)], [], [], {}, None), 0.01)
     assert (quota > 2, list(reader.full), reader.marks) == (True, [(1, 3)], {(1, 3): 20})
+
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_a_look_from_the_start_that_is_too_slow_is_not_repeated_at_once(fair):
+    """What an old snapshot keeps is walked from the start only: from the mark on, the queue is read as before."""
+    reader, now, from_the_start = Reader(), 1000.0, []
+    reader.mark = reader.next_mark = reader.late_mark = 10**7
+    reader.fair, reader.swept_at = fair, now
+    for _ in range(100):
+        now += 0.1
+        if fair:
+            reader.full[1, 5] = None
+            reader.marks.setdefault((1, 5), 10**7)
+        reader.sweep_soon()
+        ask = reader.ask(now, 1000)
+        start = ask.shares[0][2] if fair else ask.mark
+        if start == 0:
+            now += 5.0
+            assert reader.too_slow(now, 5.0)
+            from_the_start.append(now)
+        else:
+            reader.learn(ask, FannedOut([(start + 1, 5, 1, 1)], [], [], {}, None), 0.001)
+    assert len(from_the_start) == 1
+
+
+def test_a_look_from_a_mark_that_is_too_slow_is_somebodys_fault():
+    reader = Reader()
+    reader.mark = reader.next_mark = reader.late_mark = 10**7
+    reader.swept_at = 1000.0
+    assert reader.ask(1000.1, 1000).mark == 10**7
+    assert not reader.too_slow(1005.1, 5.0)
+
+
+def test_a_first_look_that_is_too_slow_is_somebodys_fault():
+    """There is no mark to go on from."""
+    reader = Reader()
+    assert reader.ask(1000.0, 1000).mark == 0
+    assert not reader.too_slow(1005.0, 5.0)

@@ -252,12 +252,11 @@ def test_a_look_from_the_start_that_is_too_slow_is_not_repeated_at_once(fair):
     """What an old snapshot keeps is walked from the start only: from the mark on, the queue is read as before."""
     reader, now, from_the_start = Reader(), 1000.0, []
     reader.mark = reader.next_mark = reader.late_mark = 10**7
-    reader.fair, reader.swept_at = fair, now
+    reader.fair, reader.swept_at, reader.marks = fair, now, {(1, 5): 10**7}
     for _ in range(100):
         now += 0.1
         if fair:
             reader.full[1, 5] = None
-            reader.marks.setdefault((1, 5), 10**7)
         reader.sweep_soon()
         ask = reader.ask(now, 1000)
         start = ask.shares[0][2] if fair else ask.mark

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from outbox_worker import telemetry
-from outbox_worker.database import while_database_returns
+from outbox_worker.database import TOO_SLOW, while_database_returns
+from outbox_worker.lane import CLAIM_REST, CLAIM_REST_SHARE
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
     from outbox_worker.store import Store
 
 
+FAILURES_MOST = 16
+"""Statements of one round that may fail: two endpoints among 128 are found with these, and a database that is too slow for
+all is not asked for each."""
+
+
 async def claim_loop(
     store: Store, flights: Flights, lanes: Lanes, poll_seconds: float, stopping: asyncio.Event
 ) -> None:
     while not stopping.is_set():
         flights.room_changed.clear()  # before: a bell during the claim is of what it may not have seen
-        try:
-            claimed = await claim_once(store, flights, lanes)
-        except psycopg.Error as error:  # not a database that is away: the statement itself, or what it found
-            telemetry.statement_failed("claim", f"{type(error).__name__}: {error.sqlstate}")
-            claimed = 0
-        if claimed == 0:
+        if await claim_once(store, flights, lanes) == 0:
             await room_or_timer(flights, lanes, poll_seconds)
 
 
@@ -57,9 +58,34 @@ async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     asks = lanes.plan(time.monotonic(), flights.free - flights.handing_over)
     flights.claiming = sum(room for _, room in asks)
     try:
-        return await claim_asked(store, flights, lanes, asks) if asks else 0
+        return await claim_by_halves(store, flights, lanes, asks) if asks else 0
     finally:
         flights.claiming = 0
+
+
+async def claim_by_halves(store: Store, flights: Flights, lanes: Lanes, asks: list[tuple[Lane, int]]) -> int:
+    """One endpoint whose deliveries cannot be claimed, or not in time, is found by halves and rests: it stops no other."""
+    claimed = failures = 0
+    groups = [asks]
+    while groups and failures < FAILURES_MOST:
+        group = groups.pop()
+        began = time.monotonic()
+        try:
+            claimed += await claim_asked(store, flights, lanes, group)
+        except TimeoutError:  # no answer: no endpoint's fault
+            telemetry.statement_failed("claim", "TimeoutError")
+            break
+        except psycopg.Error as error:
+            telemetry.statement_failed("claim", f"{type(error).__name__}: {error.sqlstate}")
+            failures += 1
+            if len(group) > 1:
+                groups += [group[len(group) // 2 :], group[: len(group) // 2]]
+                continue
+            ((lane, _),) = group
+            now = time.monotonic()
+            lane.rests_until = now + max(CLAIM_REST, CLAIM_REST_SHARE * (now - began))
+            lanes.rest(lane, now)
+    return claimed
 
 
 async def claim_asked(store: Store, flights: Flights, lanes: Lanes, asks: list[tuple[Lane, int]]) -> int:
@@ -67,7 +93,7 @@ async def claim_asked(store: Store, flights: Flights, lanes: Lanes, asks: list[t
     plain = {lane.endpoint_id: plain_share(lane, room) for lane, room in asks}
     sent = time.monotonic()
     first = [(lane, plain[lane.endpoint_id]) for lane, _ in asks if plain[lane.endpoint_id]]
-    leases = await while_database_returns(partial(store.claim, first)) if first else []
+    leases = await while_database_returns(partial(store.claim, first), but=TOO_SLOW) if first else []
     got = counted(leases)
     note_marks(lanes, leases)
     flights.start(leases, sent)
@@ -87,7 +113,7 @@ async def claim_asked(store: Store, flights: Flights, lanes: Lanes, asks: list[t
         for lane, _ in keyed:
             if not lane.after_key:
                 lane.round_began_at = sent
-        ordered = await while_database_returns(partial(store.claim_ordered, keyed))
+        ordered = await while_database_returns(partial(store.claim_ordered, keyed), but=TOO_SLOW)
         flights.start(ordered, sent)
         got += counted(ordered)
     walking = {lane.endpoint_id for lane, _ in keyed if lane.after_key}

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from outbox_worker import telemetry
 from outbox_worker.backoff import DEFAULT_SCHEDULE
-from outbox_worker.database import while_database_returns
+from outbox_worker.database import TOO_SLOW, while_database_returns
 from outbox_worker.egress import header_problem
 from outbox_worker.errors import Unreadable
 from outbox_worker.model import Endpoint
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 REMEMBERED = 20_000
 """Endpoints kept in memory; the longest unused goes first."""
 LOADED_AT_ONCE = 200
+
+
+FAILED_PAUSE = 1.0
+"""Rest after a load that ended with an error, in seconds: what is given back is claimed again at once."""
 
 
 @dataclass(slots=True)
@@ -76,7 +82,12 @@ class EndpointBook:
             self.asked.clear()
             while self.wanted:
                 batch = {key: self.wanted.pop(key) for key in list(self.wanted)[:LOADED_AT_ONCE]}
-                await while_database_returns(partial(self.load, batch))
+                try:
+                    await while_database_returns(partial(self.load, batch))
+                except psycopg.Error as error:  # not a database that is away: these are given back
+                    telemetry.statement_failed("load_endpoints", f"{type(error).__name__}: {error.sqlstate}")
+                    answer(batch, None)
+                    await asyncio.sleep(FAILED_PAUSE)
 
     async def load(self, batch: dict[UUID, list[asyncio.Future[Endpoint | None]]]) -> None:
         rows = {row[0]: row for row in await self.store.load_endpoints(list(batch))}
@@ -84,16 +95,19 @@ class EndpointBook:
             row = rows.get(endpoint_id)
             # What was asked for while its version was being opened is in memory by now.
             endpoint = (self.known(endpoint_id, row[2]) or await self.opened(row)) if row else None
-            for future in futures:
-                if not future.done():
-                    future.set_result(endpoint)
+            answer({endpoint_id: futures}, endpoint)
 
     async def opened(self, row: Row) -> Endpoint | None:
         try:
             endpoint = await asyncio.get_running_loop().run_in_executor(self.opener, self.read, row)
         except Unreadable as error:
             telemetry.endpoint_held(row[0], str(error))
-            await self.store.call("hold_endpoint", row[0], row[2])
+            try:
+                await self.store.call("hold_endpoint", row[0], row[2])
+            except (
+                TOO_SLOW
+            ) as late:  # somebody has changed it and not committed: the next opening tells the same
+                telemetry.statement_failed("hold_endpoint", type(late).__name__)
             return None
         self.entries[endpoint.endpoint_id] = Entry(
             endpoint, time.monotonic() + row[8] if row[8] and row[8] > 0 else float("inf")
@@ -149,3 +163,10 @@ class EndpointBook:
             tuple(schedule) if schedule else DEFAULT_SCHEDULE,
             signature_header,
         )
+
+
+def answer(batch: dict[UUID, list[asyncio.Future[Endpoint | None]]], endpoint: Endpoint | None) -> None:
+    for futures in batch.values():
+        for future in futures:
+            if not future.done():
+                future.set_result(endpoint)

@@ -34,6 +34,9 @@ MOMENTS_A_SECOND = 20
 """Due times are rounded up to this: a tick of 50 ms."""
 LATER_MOST = 32
 """Moments remembered for one endpoint; what comes after them is found by the sweep."""
+CLAIM_REST = 10.0
+CLAIM_REST_SHARE = 4
+"""An endpoint whose deliveries could not be claimed rests so long, in seconds, or so many times as long as that took."""
 NEVER = float("inf")
 ALREADY = 0.0
 """The moment of what is due now: no clock of this process was ever there."""
@@ -56,6 +59,7 @@ class Lane:
     open_until: float = 0.0  # next probe; 0 while the circuit is closed
     probe_seconds: float = PROBE_SECONDS
     slow: bool = False  # its last answer took too long
+    rests_until: float = 0.0  # a claim for it alone ended with an error
     tokens: float = 1.0  # a new owner begins with one request, not with a burst
     refilled_at: float = NEVER
     due_at: float = NEVER  # earliest known work
@@ -89,7 +93,7 @@ class Lane:
 
     def room(self, now: float) -> int:
         """How many more requests may start now."""
-        if self.open_until > now:
+        if self.open_until > now or self.rests_until > now:
             return 0
         if self.failures >= TRIP_AFTER:  # a probe, one at a time
             return 1 if self.in_flight == 0 else 0
@@ -129,6 +133,8 @@ class Lane:
         """Why due work does not start; null when nothing is due or it may."""
         if self.due_at > now or self.room(now) > 0:
             return None
+        if self.rests_until > now:
+            return "claim"
         if self.failures >= TRIP_AFTER:
             return "circuit"
         return "slots" if self.in_flight >= min(int(self.limit), self.max_in_flight) else "rate"
@@ -144,8 +150,8 @@ class Lane:
 
     def retry_at(self, now: float) -> float:
         """When room may appear without an answer arriving first."""
-        if self.open_until > now:
-            return self.open_until
+        if self.open_until > now or self.rests_until > now:
+            return max(self.open_until, self.rests_until)
         if self.max_per_second is not None and self.tokens < 1:  # half a burst at once: fewer claims
             return now + (max(1.0, self.burst / 2) - self.tokens) / self.max_per_second
         return NEVER

@@ -138,7 +138,7 @@ def look(connection: Connection, backlog: Backlog, worst: int) -> dict[str, Any]
                round(h.success_rate, 4) as success_rate, h.p95_ms, h.circuit, h.failing_since, h.per_second
         from outbox.endpoint_health h
         where h.state <> 'active' or h.hold_reason is not null or h.filter_error is not null or h.failing_since is not null
-           or h.success_rate < 1 or h.circuit <> 'closed' or h.why in ('slots', 'rate', 'host', 'suspects', 'no worker')
+           or h.success_rate < 1 or h.circuit <> 'closed' or h.why in ('slots', 'rate', 'host', 'suspects', 'claim', 'no worker')
         order by (h.state = 'disabled' or h.hold_reason is not null) desc,
                  array_position(array['open', 'half_open'], h.circuit),
                  coalesce(h.success_rate, case when h.failing_since is null then 1 else 0 end), h.attempts desc,

@@ -218,7 +218,7 @@ declare
         "finished_at": "When the delivery reached its final state.",
         "total_ms": "From the event, or its deliver_at, to the delivery, in milliseconds; after a replay too.",
         "hold": "Why all deliveries of the endpoint are held; null when they are not.",
-        "waits_for": "What due deliveries wait for: slots (its own limit), rate, circuit, host or suspects (slots shared with others), no worker; null when nothing holds them up.",
+        "waits_for": "What due deliveries wait for: slots (its own limit), rate, circuit, host or suspects (slots shared with others), claim (its deliveries could not be claimed), no worker; null when nothing holds them up.",
         "reported_at": "When the owner last reported.",
         "circuit": "closed, open or half_open, as last reported.",
         "in_flight": "Requests in flight, as reported within the last 3 minutes.",

@@ -141,6 +141,7 @@ begin
                 when 'rate' then 'the endpoint''s requests a second are used up'
                 when 'circuit' then 'the endpoint''s circuit is open; only probes go out'
                 when 'suspects' then 'the slots for endpoints that keep failing are taken'
+                when 'claim' then 'the worker could not claim its deliveries and tries again; its log says why (statement.failed)'
                 when 'no worker' then 'no live worker owns the endpoint''s shard; see outbox.workers'
                 else delivery.why end, delivery.next_attempt_at)
             || case when endpoint.state in ('paused', 'disabled')

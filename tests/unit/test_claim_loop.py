@@ -8,8 +8,12 @@ If it is wrong: due work waits for a poll, with room for it and nobody else's wo
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from types import SimpleNamespace
-from uuid import uuid4
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
 
 from outbox_worker.claim import claim_loop
 from outbox_worker.lane import ALREADY
@@ -38,3 +42,54 @@ async def test_a_bell_during_a_claim_that_finds_nothing_is_not_forgotten():
     async with asyncio.timeout(POLL / 4):
         await claim_loop(SimpleNamespace(claim=claim), flights, ours, POLL, stopping)
     assert [[lane.endpoint_id for lane, _ in asks] for asks in claims] == [[endpoint_id]] * 2
+
+
+@pytest.mark.parametrize("error", [psycopg.errors.QueryCanceled(), psycopg.errors.IndexCorrupted()])
+async def test_one_endpoint_whose_deliveries_cannot_be_read_stops_no_other(error):
+    """Past what an old snapshot keeps of it, say: it is found by halves, rests, and says so."""
+    ours, stopping, claims = lanes(slots=1000), asyncio.Event(), Counter()
+    flights = SimpleNamespace(
+        free=1000, handing_over=0, claiming=0, room_changed=asyncio.Event(), start=lambda _leases, _sent: None
+    )
+    bad, *good = (UUID(int=n) for n in range(40))
+
+    async def claim(asks):
+        asked = [lane.endpoint_id for lane, _ in asks]
+        if bad in asked:
+            claims[bad] += 1
+            raise error
+        claims.update(asked)
+        if all(claims[one] >= 3 for one in good):
+            stopping.set()
+        for one in asked:
+            ours.work_is_due(one, ALREADY)
+        flights.room_changed.set()
+        return []
+
+    for one in (bad, *good):
+        ours.work_is_due(one, ALREADY)
+    async with asyncio.timeout(POLL / 4):
+        await claim_loop(SimpleNamespace(claim=claim), flights, ours, 0.01, stopping)
+    assert claims[bad] <= 8
+    assert ours.waits_for(ours.lane(bad), asyncio.get_running_loop().time()) == "claim"
+
+
+async def test_a_claim_that_gets_no_answer_is_no_endpoints_fault():
+    """The connection is half-open: the next claim asks for the same endpoint at once."""
+    ours, stopping, claims = lanes(), asyncio.Event(), 0
+    flights = SimpleNamespace(
+        free=10, handing_over=0, claiming=0, room_changed=asyncio.Event(), start=lambda _leases, _sent: None
+    )
+
+    async def claim(_asks):
+        nonlocal claims
+        claims += 1
+        if claims < 3:
+            raise TimeoutError
+        stopping.set()
+        return []
+
+    ours.work_is_due(uuid4(), ALREADY)
+    async with asyncio.timeout(POLL / 4):
+        await claim_loop(SimpleNamespace(claim=claim), flights, ours, 0.01, stopping)
+    assert claims == 3

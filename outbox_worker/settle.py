@@ -122,7 +122,11 @@ async def release_once(store: Store, flights: Flights, lanes: Lanes) -> list[Del
     if not batch:
         return []
     flights.recording += len(batch)
-    rows = await while_database_returns(partial(store.release, batch))
+    try:
+        rows = await while_database_returns(partial(store.release, batch))
+    except REFUSED as error:  # their leases expire, and are recorded as lost
+        telemetry.statement_failed("release", f"{type(error).__name__}: {error.sqlstate}")
+        rows = []
     locked = {(event_id, endpoint_id) for event_id, endpoint_id, _, held in rows if held}
     held = [delivery for delivery in batch if (delivery.event_id, delivery.endpoint_id) in locked]
     flights.recording -= len(batch) - len(held)

@@ -7,10 +7,12 @@ from collections import deque
 from types import SimpleNamespace
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from outbox_worker import settle
 from outbox_worker.model import Verdict
+from tests.support.lanes import lanes
 
 
 class Flights(SimpleNamespace):
@@ -88,3 +90,19 @@ async def test_what_another_session_held_is_tried_again_although_the_worker_is_n
         flights.settle_wanted.set()
     assert store.done.count(one) == 1
     assert flights.recording == 0
+
+
+async def test_what_cannot_be_given_back_is_left_to_its_lease():
+    """The database refuses it for a reason of its own: the worker goes on, the lease expires and is recorded as lost."""
+
+    async def release(_batch):
+        raise psycopg.errors.IndexCorrupted
+
+    one, two = delivery(), delivery()
+    flights = Flights(
+        unsettled=deque(), unstarted=deque([one, two]), recording=0, room_changed=asyncio.Event(),
+        room_wanted=asyncio.Event(),
+    )  # fmt: skip
+    assert await settle.release_once(SimpleNamespace(release=release), flights, lanes()) == []
+    assert flights.idle
+    assert flights.room_changed.is_set()

@@ -56,7 +56,6 @@ async def room_or_timer(flights: Flights, lanes: Lanes, poll_seconds: float) -> 
 async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
     """One round; returns how many deliveries were claimed, and counts each lane where more is to be looked at."""
     asks = lanes.plan(time.monotonic(), flights.free - flights.handing_over)
-    flights.claiming = sum(room for _, room in asks)
     try:
         return await claim_by_halves(store, flights, lanes, asks) if asks else 0
     finally:
@@ -64,14 +63,22 @@ async def claim_once(store: Store, flights: Flights, lanes: Lanes) -> int:
 
 
 async def claim_by_halves(store: Store, flights: Flights, lanes: Lanes, asks: list[tuple[Lane, int]]) -> int:
-    """One endpoint whose deliveries cannot be claimed, or not in time, is found by halves and rests: it stops no other."""
+    """One endpoint whose deliveries cannot be claimed, or not in time, is found by halves and rests.
+
+    The search takes a deadline for each half, once: as long as it fails it is then asked alone, after the others.
+    """
     claimed = failures = 0
-    groups = [asks]
-    while groups and failures < FAILURES_MOST:
+    groups = [[ask] for ask in asks if ask[0].asked_alone]
+    groups.append([ask for ask in asks if not ask[0].asked_alone])
+    while groups and failures < FAILURES_MOST and not (failures and flights.draining):
         group = groups.pop()
         began = time.monotonic()
+        if failures:  # meanwhile others may have started
+            group = [(lane, min(room, lanes.room(lane, lane.host, began))) for lane, room in group]
+            group = [(lane, room) for lane, room in group if room > 0]
+        flights.claiming = sum(room for _, room in group)
         try:
-            claimed += await claim_asked(store, flights, lanes, group)
+            claimed += await claim_asked(store, flights, lanes, group) if group else 0
         except TimeoutError:  # no answer: no endpoint's fault
             telemetry.statement_failed("claim", "TimeoutError")
             break
@@ -83,8 +90,12 @@ async def claim_by_halves(store: Store, flights: Flights, lanes: Lanes, asks: li
                 continue
             ((lane, _),) = group
             now = time.monotonic()
+            lane.asked_alone = True
             lane.rests_until = now + max(CLAIM_REST, CLAIM_REST_SHARE * (now - began))
             lanes.rest(lane, now)
+        else:
+            for lane, _ in group if len(group) == 1 else ():
+                lane.asked_alone = False
     return claimed
 
 

@@ -82,12 +82,20 @@ class EndpointBook:
             self.asked.clear()
             while self.wanted:
                 batch = {key: self.wanted.pop(key) for key in list(self.wanted)[:LOADED_AT_ONCE]}
-                try:
-                    await while_database_returns(partial(self.load, batch))
-                except psycopg.Error as error:  # not a database that is away: these are given back
-                    telemetry.statement_failed("load_endpoints", f"{type(error).__name__}: {error.sqlstate}")
-                    answer(batch, None)
-                    await asyncio.sleep(FAILED_PAUSE)
+                await self.load_all(batch)
+
+    async def load_all(self, batch: dict[UUID, list[asyncio.Future[Endpoint | None]]]) -> None:
+        """Load them at once or, if that fails, each alone; who waits for the one that fails alone gives its delivery back."""
+        try:
+            await while_database_returns(partial(self.load, batch))
+        except psycopg.Error as error:  # not a database that is away
+            telemetry.statement_failed("load_endpoints", f"{type(error).__name__}: {error.sqlstate}")
+            if len(batch) > 1:
+                for endpoint_id, futures in batch.items():
+                    await self.load_all({endpoint_id: futures})
+            else:
+                answer(batch, None)
+                await asyncio.sleep(FAILED_PAUSE)
 
     async def load(self, batch: dict[UUID, list[asyncio.Future[Endpoint | None]]]) -> None:
         rows = {row[0]: row for row in await self.store.load_endpoints(list(batch))}

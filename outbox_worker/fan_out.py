@@ -46,8 +46,8 @@ STREAM_GATHER_SECONDS = 0.012
 """So many in one look come from publishers at full speed: each look takes from them the processor that they need."""
 LISTEN_SECONDS = 0.025
 """While busy, ask so often what other workers have said."""
-CONTENT = frozenset({"21", "22", "23", "54", "P0", "XX", "OB"})
-"""Classes of SQLSTATE that an event's content can cause: data, constraints, limits, our own refusals, a damaged page."""
+CONTENT = frozenset({"21", "22", "23", "P0", "XX", "OB"})
+"""Classes of SQLSTATE that an event's content can cause: data, constraints, our own refusals, a damaged page."""
 DOORBELL_PAUSE = 0.02
 """Wait when a publisher is under way that will not ring, seconds."""
 
@@ -62,7 +62,7 @@ async def fan_out_loop(
     poll_seconds: float,
     stopping: asyncio.Event,
 ) -> None:
-    """Fan out while there is work; then ask publishers to ring, look once more, from the start, and sleep."""
+    """Fan out while there is work; then ask publishers to ring, look once more, from the start if that is quick, and sleep."""
     reader = Reader()
     listen_at = 0.0
     while not stopping.is_set():
@@ -140,7 +140,7 @@ async def fan_out_known(
     try:
         result = await ask_database(store, ask, room)
     except (TimeoutError, psycopg.Error) as error:
-        return await fan_out_failed(store, reader, error, sent)
+        return await fan_out_failed(store, reader, ask, error, sent)
     now = time.monotonic()
     reader.learn(ask, result, now - sent)
     if not result.taken:
@@ -174,18 +174,18 @@ async def ask_database(store: Store, ask: FanOutAsk, room: Room) -> FannedOut:
         return await while_database_returns(partial(fan_out, careful=True), but=TOO_SLOW)
 
 
-async def fan_out_failed(store: Store, reader: Reader, error: Exception, sent: float) -> int:
+async def fan_out_failed(store: Store, reader: Reader, ask: FanOutAsk, error: Exception, sent: float) -> int:
     """Find whose fault it was, and set that aside; nothing counts as taken if it would fail whatever it read."""
     if isinstance(error, TOO_SLOW):
         now = time.monotonic()
-        if not reader.too_slow(now, now - sent):
+        if not reader.too_slow(ask, now, now - sent):
             reader.batch = max(reader.batch // 2, 10)
             await set_slow_filters_aside(store, reader.batch)
         return 1
     sqlstate = getattr(error, "sqlstate", None) or ""
     if sqlstate[:2] not in CONTENT:
         telemetry.statement_failed("fan_out", f"{type(error).__name__}: {sqlstate}")
-        reader.from_the_start()
+        reader.fair = False  # an empty fair round would be followed by the next at once
         return 0
     await set_bad_event_aside(store, reader, f"{type(error).__name__}: {sqlstate}")
     return 1
@@ -233,12 +233,13 @@ async def set_slow_filters_aside(store: Store, batch: int) -> None:
         telemetry.statement_failed("filtered_endpoints", type(error).__name__)
         return
     for endpoint_id in slow:
-        await while_database_returns(
-            partial(
-                store.call,
-                "quarantine_filter",
-                endpoint_id,
-                "the filter ran past its deadline and matches nothing until it is changed",
-            )
-        )
-        telemetry.filter_quarantined(endpoint_id)
+        why = "the filter ran past its deadline and matches nothing until it is changed"
+        quarantine = partial(store.call, "quarantine_filter", endpoint_id, why)
+        try:
+            await while_database_returns(quarantine, but=TOO_SLOW)
+        except (
+            TOO_SLOW
+        ) as error:  # somebody has changed it and not committed: the next deadline tells the same
+            telemetry.statement_failed("quarantine_filter", type(error).__name__)
+        else:
+            telemetry.filter_quarantined(endpoint_id)

@@ -72,7 +72,9 @@ class Reader:
         self.blind_until = 0.0
         self.asked_at = 0.0
         self.swept_at = self.sweep_from = 0.0
-        self.unswept: dict[Place, int] = {}  # the marks before the last look from the start
+        self.unswept: dict[
+            Place, int
+        ] = {}  # the marks of fair rounds, before looks from the start took them away
         self.sweep_pause = SWEEP_PAUSE
 
     def from_the_start(self) -> None:
@@ -80,7 +82,7 @@ class Reader:
         self.mark = self.next_mark = self.late_mark = 0
 
     def sweep_soon(self) -> None:
-        """The next look is from the start: before anybody sleeps it is to see what committed late.
+        """The next look is from the start, unless that was too slow: before anybody sleeps it is to see what committed late.
 
         Whoever published while nobody slept rings no bell, and a bell does not say what it rang for.
         """
@@ -120,7 +122,8 @@ class Reader:
         start = self.late_mark
         if now - self.swept_at >= self.sweep_pause and now >= self.sweep_from:
             start = 0
-            self.unswept, self.marks = self.marks, {}
+            self.unswept.update(self.marks)
+            self.marks = {}
             self.swept_at = now
         batch = self.batch
         if batch > SMALLEST:
@@ -140,13 +143,18 @@ class Reader:
             shares=[(*place, self.marks.get(place, 0), share) for place, share in sorted(shares.items())],
         )
 
-    def too_slow(self, now: float, seconds: float) -> bool:
-        """What was asked ran into its deadline. True: it was from the start, past all that is dead; go on at the marks."""
-        if self.swept_at < self.asked_at:
-            return False
-        self.marks = self.unswept
-        self.sweep_from = now + max(BLIND_SECONDS, LOOK_SHARE * seconds)
-        return bool(self.mark or self.marks)
+    def too_slow(self, ask: FanOutAsk, now: float, seconds: float) -> bool:
+        """What was asked ran into its deadline. True: it began below a mark, among all that is dead; go on at the marks."""
+        known = {**self.unswept, **self.marks}
+        if ask.fair:
+            below = any(mark < known.get((priority, bucket), 0) for priority, bucket, mark, _ in ask.shares)
+        else:
+            below = ask.mark == 0 < self.mark
+        if below:
+            self.marks = known
+            self.late_mark, self.next_mark = self.late_mark or self.mark, self.next_mark or self.mark
+            self.sweep_from = now + max(BLIND_SECONDS, LOOK_SHARE * seconds)
+        return below
 
     def in_turn(self, most: int) -> list[Place]:
         """Whose turn it is: half for urgent ones, a quarter at least for those that hold more, if so many wait."""

@@ -1,8 +1,8 @@
 """Wake-up: LISTEN on a connection of our own and a doorbell that asks publishers to ring; a hint, never data.
 
 Reads: channel outbox_wake. Writes: an advisory lock while this worker sleeps.
-Guarantee: a publisher that finds the lock taken notifies at its commit; whoever misses that is found by the poll. Nobody
-waits for this connection: while it is gone the worker polls, and tries it again now and then.
+Guarantee: a publisher that finds the lock taken notifies at its commit; whoever misses that is found by the poll. While
+this connection is gone the worker polls, and tries it again for a fifth of the time at most.
 If it dies: the server drops the lock with the session; polling goes on.
 """
 

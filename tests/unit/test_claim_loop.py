@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from outbox_worker.claim import claim_loop
+from outbox_worker.claim import claim_loop, claim_once
 from outbox_worker.lane import ALREADY
 from tests.support.lanes import lanes
 
@@ -26,7 +26,12 @@ async def test_a_bell_during_a_claim_that_finds_nothing_is_not_forgotten():
     """A fan-out commits behind the claim's snapshot: the claim brings nothing, and the next does not wait for a poll."""
     ours, endpoint_id, stopping, claims = lanes(), uuid4(), asyncio.Event(), []
     flights = SimpleNamespace(
-        free=10, handing_over=0, claiming=0, room_changed=asyncio.Event(), start=lambda _leases, _sent: None
+        free=10,
+        handing_over=0,
+        claiming=0,
+        draining=False,
+        room_changed=asyncio.Event(),
+        start=lambda _leases, _sent: None,
     )
 
     async def claim(asks):
@@ -49,7 +54,12 @@ async def test_one_endpoint_whose_deliveries_cannot_be_read_stops_no_other(error
     """Past what an old snapshot keeps of it, say: it is found by halves, rests, and says so."""
     ours, stopping, claims = lanes(slots=1000), asyncio.Event(), Counter()
     flights = SimpleNamespace(
-        free=1000, handing_over=0, claiming=0, room_changed=asyncio.Event(), start=lambda _leases, _sent: None
+        free=1000,
+        handing_over=0,
+        claiming=0,
+        draining=False,
+        room_changed=asyncio.Event(),
+        start=lambda _leases, _sent: None,
     )
     bad, *good = (UUID(int=n) for n in range(40))
 
@@ -78,7 +88,12 @@ async def test_a_claim_that_gets_no_answer_is_no_endpoints_fault():
     """The connection is half-open: the next claim asks for the same endpoint at once."""
     ours, stopping, claims = lanes(), asyncio.Event(), 0
     flights = SimpleNamespace(
-        free=10, handing_over=0, claiming=0, room_changed=asyncio.Event(), start=lambda _leases, _sent: None
+        free=10,
+        handing_over=0,
+        claiming=0,
+        draining=False,
+        room_changed=asyncio.Event(),
+        start=lambda _leases, _sent: None,
     )
 
     async def claim(_asks):
@@ -93,3 +108,45 @@ async def test_a_claim_that_gets_no_answer_is_no_endpoints_fault():
     async with asyncio.timeout(POLL / 4):
         await claim_loop(SimpleNamespace(claim=claim), flights, ours, 0.01, stopping)
     assert claims == 3
+
+
+async def test_an_endpoint_that_failed_before_is_asked_alone_and_last():
+    """The search for it costs a deadline for each half; it is not made again as long as it fails."""
+    ours, asked = lanes(slots=1000), []
+    flights = SimpleNamespace(
+        free=1000, handing_over=0, claiming=0, draining=False, start=lambda _leases, _sent: None
+    )
+    bad, *good = (UUID(int=n) for n in range(40))
+
+    async def claim(asks):
+        asked.append([lane.endpoint_id for lane, _ in asks])
+        if bad in asked[-1]:
+            raise psycopg.errors.QueryCanceled
+        return []
+
+    for _ in range(2):
+        for one in (bad, *good):
+            ours.work_is_due(one, ALREADY)
+            ours.lane(one).rests_until = 0.0  # its rest is over
+            ours.ready[one] = None
+        await claim_once(SimpleNamespace(claim=claim), flights, ours)
+    assert [len(group) for group in asked[-2:]] == [len(good), 1]
+    assert asked[-1] == [bad]
+
+
+async def test_the_search_for_it_ends_with_the_worker():
+    """What a claim brings after the drain has begun has to be given back, and nobody waits for that long."""
+    ours, asked = lanes(slots=1000), []
+    flights = SimpleNamespace(
+        free=1000, handing_over=0, claiming=0, draining=False, start=lambda _leases, _sent: None
+    )
+
+    async def claim(asks):
+        asked.append(len(asks))
+        flights.draining = True
+        raise psycopg.errors.QueryCanceled
+
+    for n in range(40):
+        ours.work_is_due(UUID(int=n), ALREADY)
+    await claim_once(SimpleNamespace(claim=claim), flights, ours)
+    assert asked == [40]

@@ -65,3 +65,21 @@ async def test_who_waits_for_an_endpoint_is_told_that_loading_it_failed(opened, 
     async with asyncio.timeout(MOST):
         assert await book.endpoint(uuid4(), 1) is None
         assert await book.endpoint(uuid4(), 1) is None
+
+
+async def test_an_endpoint_that_cannot_be_loaded_stops_none_of_those_asked_for_with_it(opened, monkeypatch):
+    """A damaged row fails the whole statement: then each is loaded alone."""
+    monkeypatch.setattr(endpoint_book, "FAILED_PAUSE", 0.0)
+    bad, *good = (uuid4() for _ in range(5))
+    alone = []
+
+    async def load_endpoints(ids):
+        if bad in ids:
+            raise psycopg.errors.DataCorrupted
+        alone.extend(ids)
+        return []  # deleted meanwhile: that is an answer too
+
+    book = opened(SimpleNamespace(load_endpoints=load_endpoints))
+    async with asyncio.timeout(MOST):
+        assert await asyncio.gather(*(book.endpoint(one, 1) for one in (bad, *good))) == [None] * 5
+    assert sorted(alone) == sorted(good)

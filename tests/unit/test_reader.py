@@ -7,6 +7,7 @@ If it fails: one statement of the fan-out grows with the number of workspaces, o
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import count
 
 import pytest
@@ -262,23 +263,46 @@ def test_a_look_from_the_start_that_is_too_slow_is_not_repeated_at_once(fair):
         start = ask.shares[0][2] if fair else ask.mark
         if start == 0:
             now += 5.0
-            assert reader.too_slow(now, 5.0)
+            assert reader.too_slow(ask, now, 5.0)
             from_the_start.append(now)
         else:
             reader.learn(ask, FannedOut([(start + 1, 5, 1, 1)], [], [], {}, None), 0.001)
     assert len(from_the_start) == 1
 
 
+def test_a_place_that_is_asked_in_a_round_after_the_look_from_the_start_keeps_its_mark_if_that_is_too_slow():
+    """Many wait, and a round asks few: the one with most that is dead comes up later, with its mark gone."""
+    reader, now = fair_reader(), 1000.0
+    places = [(1, bucket) for bucket in range(40)]
+    reader.marks = dict.fromkeys(places, 10**7)
+    reader.swept_at = now - 10
+    reader.full = OrderedDict.fromkeys(places)
+    heavy, failures = places[-1], 0
+    for _ in range(60):
+        now += 0.1
+        ask = reader.ask(now, 0)
+        if any((priority, bucket) == heavy and mark == 0 for priority, bucket, mark, _ in ask.shares):
+            failures += 1
+            now += 5.0
+            assert reader.too_slow(ask, now, 5.0)
+        else:
+            taken = [(mark + 1, bucket, priority, share) for priority, bucket, mark, share in ask.shares]
+            reader.learn(ask, FannedOut(taken, [], [], {}, None), 0.001)
+    assert failures == 1
+
+
 def test_a_look_from_a_mark_that_is_too_slow_is_somebodys_fault():
     reader = Reader()
     reader.mark = reader.next_mark = reader.late_mark = 10**7
     reader.swept_at = 1000.0
-    assert reader.ask(1000.1, 1000).mark == 10**7
-    assert not reader.too_slow(1005.1, 5.0)
+    ask = reader.ask(1000.1, 1000)
+    assert ask.mark == 10**7
+    assert not reader.too_slow(ask, 1005.1, 5.0)
 
 
 def test_a_first_look_that_is_too_slow_is_somebodys_fault():
     """There is no mark to go on from."""
     reader = Reader()
-    assert reader.ask(1000.0, 1000).mark == 0
-    assert not reader.too_slow(1005.0, 5.0)
+    ask = reader.ask(1000.0, 1000)
+    assert ask.mark == 0
+    assert not reader.too_slow(ask, 1005.0, 5.0)

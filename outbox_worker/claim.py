@@ -68,8 +68,8 @@ async def claim_by_halves(store: Store, flights: Flights, lanes: Lanes, asks: li
     The search takes a deadline for each half, once: as long as it fails it is then asked alone, after the others.
     """
     claimed = failures = 0
-    groups = [[ask] for ask in asks if ask[0].asked_alone]
-    groups.append([ask for ask in asks if not ask[0].asked_alone])
+    groups = [[ask] for ask in asks if ask[0].claim_failures]
+    groups.append([ask for ask in asks if not ask[0].claim_failures])
     while groups and failures < FAILURES_MOST and not (failures and flights.draining):
         group = groups.pop()
         began = time.monotonic()
@@ -90,12 +90,13 @@ async def claim_by_halves(store: Store, flights: Flights, lanes: Lanes, asks: li
                 continue
             ((lane, _),) = group
             now = time.monotonic()
-            lane.asked_alone = True
-            lane.rests_until = now + max(CLAIM_REST, CLAIM_REST_SHARE * (now - began))
+            times = min(2**lane.claim_failures, CLAIM_REST_SHARE)
+            lane.claim_failures = min(lane.claim_failures + 1, CLAIM_REST_SHARE)
+            lane.rests_until = now + times * max(CLAIM_REST, now - began)
             lanes.rest(lane, now)
         else:
             for lane, _ in group if len(group) == 1 else ():
-                lane.asked_alone = False
+                lane.claim_failures = 0
     return claimed
 
 

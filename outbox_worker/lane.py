@@ -34,9 +34,10 @@ MOMENTS_A_SECOND = 20
 """Due times are rounded up to this: a tick of 50 ms."""
 LATER_MOST = 32
 """Moments remembered for one endpoint; what comes after them is found by the sweep."""
-CLAIM_REST = 10.0
+CLAIM_REST = 1.0
 CLAIM_REST_SHARE = 10
-"""An endpoint whose deliveries could not be claimed rests so long, in seconds, or so many times as long as that took."""
+"""An endpoint whose deliveries could not be claimed rests as long as that took, a second at least; twice as long after the
+next time, ten times as long at most."""
 NEVER = float("inf")
 ALREADY = 0.0
 """The moment of what is due now: no clock of this process was ever there."""
@@ -60,7 +61,7 @@ class Lane:
     probe_seconds: float = PROBE_SECONDS
     slow: bool = False  # its last answer took too long
     rests_until: float = 0.0  # a claim for it alone ended with an error
-    asked_alone: bool = False  # the last one did
+    claim_failures: int = 0  # in a row
     tokens: float = 1.0  # a new owner begins with one request, not with a burst
     refilled_at: float = NEVER
     due_at: float = NEVER  # earliest known work

@@ -81,7 +81,8 @@ async def test_a_lease_is_measured_from_before_its_claim_was_sent(monkeypatch):
         free=5, handing_over=0, claiming=0, start=lambda _leases, claimed_before: begun.append(claimed_before)
     )
     lanes = SimpleNamespace(
-        plan=lambda *_: [(SimpleNamespace(keyed=False, endpoint_id=1), 5)], claimed=lambda *_: None
+        plan=lambda *_: [(SimpleNamespace(keyed=False, endpoint_id=1, claim_failures=0), 5)],
+        claimed=lambda *_: None,
     )
     await outbox_worker.claim.claim_once(SimpleNamespace(claim=claim), some, lanes)
     assert begun == [100.0]

@@ -145,8 +145,8 @@ with history as materialized (  -- once, not once a row
         state = case when t.gone or t.failing_too_long then 'disabled' else e.state end,
         state_reason = case when t.gone then 'gone' when t.failing_too_long then 'failing' else e.state_reason end
     from transitions t
-    where e.endpoint_id = t.endpoint_id and e.workspace_id = t.workspace_id
-      and e.endpoint_id = any (array(select x.endpoint_id from transitions x))  -- an index probe each, not the whole table
+    -- as a row: an index probe each, not the whole table
+    where (e.endpoint_id, e.workspace_id) between (t.endpoint_id, t.workspace_id) and (t.endpoint_id, t.workspace_id)
 ), told as (  -- customers read these events: an error's kind, not its words, which name our addresses and networks
     insert into outbox.events (workspace_id, event_type, payload, priority)
     select t.workspace_id, case when t.gone or t.failing_too_long then 'endpoint.disabled' else 'endpoint.failing' end,

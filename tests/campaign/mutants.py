@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     Mutant(
         "polling by id > the last one seen", "outbox_worker/reader.py",
-        "        if now - self.swept_at >= self.sweep_pause:\n", "        if False:\n",
+        "        if now - self.swept_at >= self.sweep_pause and now >= self.sweep_from:\n", "        if False:\n",
         ("calm", "calm", "calm"), ("nothing_lost",),
     ),
     Mutant(

@@ -192,7 +192,7 @@ async def fan_out_failed(store: Store, reader: Reader, ask: FanOutAsk, error: Ex
 
 
 async def look_for_places(store: Store, reader: Reader, starts: list[Place]) -> None:
-    """Who waits. An error here ends no fan-out: what an old snapshot keeps may make this look too slow, and no other."""
+    """Who waits. An error here ends no fan-out: what an old snapshot keeps may make just this look too slow."""
     sent = time.monotonic()
     try:
         places = await while_database_returns(partial(store.find_places, starts, LOOKS), but=TOO_SLOW)

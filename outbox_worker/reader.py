@@ -203,6 +203,7 @@ class Reader:
             (self.all_found or self.asked_at < self.blind_until) and not self.knows_places
         ):
             self.fair = False
+            self.unswept.clear()
 
 
 def first_of(turns: Turns, most: int) -> list[Place]:
